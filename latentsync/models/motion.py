@@ -1,0 +1,147 @@
+"""Motion modules: attention along time at every pixel (AnimateDiff, Guo et al. 2023, arXiv:2307.04725)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .attention import TRANSFORMER_NORM_EPS, Attention, FeedForward
+from .resnet import FrameGroupNorm
+
+# Fixed by the published weights, whatever `norm_num_groups` the rest of the UNet uses.
+MOTION_NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class MotionOptions:
+    """The motion modules' architecture, under the names and with the values of the published configs.
+
+    Raises CheckpointError for a value that is not implemented.
+    """
+
+    num_attention_heads: int = 8
+    num_transformer_block: int = 1  # blocks in each module
+    attention_block_types: Sequence[str] = (
+        "Temporal_Self",
+        "Temporal_Self",
+    )  # only Temporal_Self, any number
+    temporal_position_encoding: bool = True
+    temporal_position_encoding_max_len: int = 24  # frames
+    temporal_attention_dim_div: int = 1  # the level's width divided by the blocks' width
+    zero_initialize: bool = True  # untrained modules change nothing
+
+    def __post_init__(self) -> None:
+        types = self.attention_block_types
+        if set(types) != {"Temporal_Self"}:
+            raise CheckpointError(
+                f"UNet config: attention_block_types is {list(types)}; only 'Temporal_Self' is supported."
+            )
+
+
+def sinusoids(length: int, channels: int) -> Tensor:
+    """Position encodings [1, length, channels] in float32: sin in even, cos in odd channels.
+
+    Frequencies 10000^(-i / channels) for even i (Vaswani et al. 2017, section 3.5).
+    """
+    angles = torch.arange(length)[:, None] * torch.exp(
+        torch.arange(0, channels, 2) * (-math.log(10000.0) / channels)
+    )
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+
+class PositionEncoding(nn.Module):
+    """Adds the position in the window to each frame; refuses windows above `length` frames."""
+
+    pe: Tensor
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("pe", sinusoids(length, channels))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[n, frames, channels] -> the same shape."""
+        frames, length = hidden.shape[1], self.pe.shape[1]
+        if frames > length:
+            raise ValueError(f"a window has {frames} frames; the motion modules know {length} positions")
+        return hidden + self.pe[:, :frames]
+
+
+class TemporalAttention(Attention):
+    """Self-attention over the frames of one pixel, with their positions."""
+
+    def __init__(self, dim: int, heads: int, max_frames: int | None) -> None:
+        super().__init__(dim, heads)
+        self.pos_encoder = None if max_frames is None else PositionEncoding(dim, max_frames)
+
+    def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
+        """[pixels, frames, dim] -> the same shape."""
+        return super().forward(hidden if self.pos_encoder is None else self.pos_encoder(hidden), context)
+
+
+class TemporalBlock(nn.Module):
+    """Temporal self-attentions and a feed-forward, each normed before and added after."""
+
+    def __init__(self, dim: int, heads: int, attentions: int, max_frames: int | None) -> None:
+        super().__init__()
+        self.attention_blocks = nn.ModuleList(
+            TemporalAttention(dim, heads, max_frames) for _ in range(attentions)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(attentions))
+        self.ff = FeedForward(dim)
+        self.ff_norm = nn.LayerNorm(dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[pixels, frames, dim] -> the same shape; pixels do not see each other, so slicing them is exact."""
+        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
+            hidden = hidden + attention(norm(hidden))
+        return hidden + self.ff(self.ff_norm(hidden))
+
+
+class TemporalTransformer(nn.Module):
+    """Transformer along time at every pixel, as a residual."""
+
+    def __init__(self, channels: int, options: MotionOptions) -> None:
+        super().__init__()
+        dim = channels // options.temporal_attention_dim_div
+        length = options.temporal_position_encoding_max_len if options.temporal_position_encoding else None
+        attentions = len(options.attention_block_types)
+        self.norm = FrameGroupNorm(MOTION_NORM_GROUPS, channels, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Linear(channels, dim)
+        self.transformer_blocks = nn.ModuleList(
+            TemporalBlock(dim, options.num_attention_heads, attentions, length)
+            for _ in range(options.num_transformer_block)
+        )
+        self.proj_out = nn.Linear(dim, channels)
+        if options.zero_initialize:
+            nn.init.zeros_(self.proj_out.weight)
+            nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[b, f, h, w, c] -> the same shape.
+
+        Frames move next to their channels once, here; the way back is a view that the addition reads.
+        """
+        batch, _, height, width, _ = hidden.shape
+        pixels = self.norm(hidden).flatten(2, 3).transpose(1, 2).flatten(0, 1)
+        pixels = self.proj_in(pixels)
+        for block in self.transformer_blocks:
+            pixels = block(pixels)
+        change = self.proj_out(pixels).unflatten(0, (batch, height, width))
+        return hidden + change.permute(0, 3, 1, 2, 4)
+
+
+class MotionModule(nn.Module):
+    """The name under which checkpoints store a `TemporalTransformer`."""
+
+    def __init__(self, channels: int, options: MotionOptions) -> None:
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(channels, options)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[b, f, h, w, c] -> the same shape."""
+        return self.temporal_transformer(hidden)
