@@ -1,0 +1,111 @@
+"""From true timestamps to a constant time grid: which picture is on screen at frame i."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+
+STANDARD_RATES = (
+    Fraction(24000, 1001),
+    Fraction(24),
+    Fraction(25),
+    Fraction(30000, 1001),
+    Fraction(30),
+    Fraction(48),
+    Fraction(50),
+    Fraction(60000, 1001),
+    Fraction(60),
+)
+
+
+STILL_RATE = Fraction(25)  # for pictures that do not move, and where the container does not say
+_PLAUSIBLE = (5, 240)  # frames per second; lips cannot move in a slide show, and clocks can be damaged
+
+
+def nominal_rate(
+    guessed: Fraction | None, average: Fraction | None, seconds: Fraction | None = None
+) -> Fraction:
+    """Frames per second of a stream, exact for the rates in use; 25 where nothing from 5 to 240 is stated.
+
+    The rate that fits the timestamps (`guessed`) where it agrees with the average within 1 %, which excludes
+    variable frame rate, or within one frame over the `seconds` of the stream: one late frame changes the
+    average of a short clip by more. Else the average, at the nearest standard rate if within 0.5 %.
+    """
+    if not average or average < 0:
+        average = guessed if guessed and guessed > 0 else STILL_RATE
+    if guessed and abs(guessed - average) <= max(average / 100, 1 / seconds if seconds else 0):
+        average = guessed
+    if not _PLAUSIBLE[0] <= average <= _PLAUSIBLE[1]:
+        return STILL_RATE
+    nearest = min(STANDARD_RATES, key=lambda rate: abs(rate - average))
+    if abs(nearest - average) <= (average / 200 if average != guessed else average / 100_000):
+        return nearest
+    return average.limit_denominator(1001)
+
+
+_STILL_SECONDS = 3600  # the longest time one picture is believed to stand
+
+
+class Clock:
+    """Ticks of frames: round((pts - origin) * time_base * fps), halves upwards.
+
+    A frame without a timestamp, or with one that goes backwards (a recorder restarted) or hours ahead (it
+    is damaged), is counted: it gets the tick after the previous frame's, and time goes on from there.
+    """
+
+    def __init__(self, origin: int, time_base: Fraction, fps: Fraction, stamp: str = "pts") -> None:
+        self._origin = origin
+        self._stamp = stamp  # the attribute of frames that tells the time
+        self._scale = time_base * fps
+        self._longest = _STILL_SECONDS / time_base
+        self._last_pts: int | None = None
+        self._tick = -1
+
+    def tick(self, frame: av.VideoFrame) -> int:
+        """The grid index of the next frame in display order."""
+        pts = getattr(frame, self._stamp)
+        if pts is None or not self._follows(pts):
+            self._tick += 1
+            if pts is not None:
+                self._origin = pts - round(self._tick / self._scale)
+        else:
+            self._tick = max(self._tick, self._round(pts - self._origin))
+        self._last_pts = pts
+        return self._tick
+
+    def _follows(self, pts: int) -> bool:
+        return self._last_pts is None or 0 <= pts - self._last_pts <= self._longest
+
+    def end(self, frame: av.VideoFrame) -> int:
+        """The tick at which the last frame is no longer shown; its own if it ends before that begins."""
+        duration = getattr(frame, "duration", 0) or 0
+        if self._last_pts is None or not duration:
+            return self._tick + 1
+        ends = self._last_pts + duration - self._origin
+        if ends * self._scale <= self._tick:
+            return self._tick
+        return max(self._tick + 1, self._round(ends))
+
+    def _round(self, delta: int) -> int:
+        scale = self._scale
+        return (2 * delta * scale.numerator + scale.denominator) // (2 * scale.denominator)
+
+
+def hold(frames: Iterator[av.VideoFrame], clock: Clock, start: int) -> Iterator[tuple[av.VideoFrame, int]]:
+    """(frame, how many ticks from `start` on it is shown), for the frames that are shown at all.
+
+    Several frames on one tick: the last one counts. A tick without a frame repeats the one before; the last
+    frame lasts as long as it says.
+    """
+    shown: av.VideoFrame | None = None
+    index = start
+    for frame in frames:
+        tick = clock.tick(frame)
+        if shown is not None and tick > index:
+            yield shown, tick - index
+            index = tick
+        shown = frame
+    if shown is not None and clock.end(shown) > index:
+        yield shown, clock.end(shown) - index
