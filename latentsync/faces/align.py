@@ -1,0 +1,124 @@
+"""From three face points to the square the model sees, and the matrices between the two.
+
+Formulas and constants are those of LatentSync 1.5/1.6 inference: a similarity onto a three-point template
+by Procrustes analysis, a bilinear warp to a 3:4 crop, then Lanczos to the square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+FILL = 127.0  # grey around the frame, in uint8 units
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where brows and nose go in the crop, for a model of `resolution` pixels."""
+
+    resolution: int
+    points: np.ndarray = field(init=False)  # float64 [3, 2]: left brow, right brow, nose, in crop pixels
+    crop_size: tuple[int, int] = field(init=False)  # (width, height) before the square
+
+    def __post_init__(self) -> None:
+        scale = self.resolution / 256 * 2.8
+        points = np.array([(17.0, 20.0), (58.0, 20.0), (37.5, 40.0)]) * scale
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "crop_size", (int(75 * scale), int(100 * scale)))
+
+    def matrix(
+        self, points: np.ndarray, previous_bias: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Similarity that takes frame pixels to crop pixels.
+
+        `points`: [3, 2] brows and nose in frame pixels. The translation is corrected by the nose's distance
+        to the template's in normalised units; the published code carries one fifth of the last frame's
+        correction over, which `previous_bias` reproduces. Returns (float64 [2, 3], the correction used).
+        Raises ValueError if the points coincide.
+        """
+        source, target = np.asarray(points, np.float64), self.points
+        source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
+        source_std, target_std = (source - source_mean).std(ddof=1), (target - target_mean).std(ddof=1)
+        if not source_std > 0:
+            raise ValueError(f"face points coincide: {source.tolist()}")
+        source_unit, target_unit = (source - source_mean) / source_std, (target - target_mean) / target_std
+        u, _, vt = np.linalg.svd(source_unit.T @ target_unit)
+        # A reflection would mirror the face; flipping the last axis gives the nearest rotation.
+        flip = np.diag([1.0, np.sign(np.linalg.det(u @ vt))])
+        rotation = (u @ flip @ vt).T
+        linear = target_std / source_std * rotation
+        bias = target_unit[2] - source_unit[2]
+        if previous_bias is not None:
+            bias = 0.8 * bias + 0.2 * previous_bias
+        return np.column_stack([linear, target_mean - linear @ source_mean + bias]), bias
+
+    def crop_box(
+        self, matrix: np.ndarray, height: int, width: int, margin: int = 2
+    ) -> tuple[int, int, int, int]:
+        """Frame pixels (x0, y0, x1, y1), half open and clipped to the frame, that the crop covers."""
+        crop_width, crop_height = self.crop_size
+        corners = np.array([(0, 0), (crop_width, 0), (0, crop_height), (crop_width, crop_height)], np.float64)
+        inverse = invert(matrix)
+        frame = corners @ inverse[:, :2].T + inverse[:, 2]
+        x0, y0 = np.floor(frame.min(axis=0)).astype(int) - margin
+        x1, y1 = np.ceil(frame.max(axis=0)).astype(int) + 1 + margin
+        clip = lambda value, limit: int(min(max(value, 0), limit))  # noqa: E731
+        return clip(x0, width), clip(y0, height), clip(x1, width), clip(y1, height)
+
+    def align(
+        self, frame: np.ndarray, matrix: np.ndarray, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """The aligned face: uint8 [3, resolution, resolution] RGB on the CPU, from a uint8 [h, w, 3] frame.
+
+        Only the pixels under the crop are touched, so the cost does not grow with the frame.
+        """
+        crop_width, crop_height = self.crop_size
+        x0, y0, x1, y1 = self.crop_box(matrix, *frame.shape[:2])
+        if x0 >= x1 or y0 >= y1:
+            crop = np.full((crop_height, crop_width, 3), int(FILL), np.uint8)
+        else:
+            region = torch.from_numpy(np.ascontiguousarray(frame[y0:y1, x0:x1])).to(device)
+            image = region.permute(2, 0, 1).float()
+            warped = warp(image, invert(shifted(matrix, x0, y0)), crop_height, crop_width, fill=FILL)
+            crop = warped.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        side = (self.resolution, self.resolution)
+        square = cv2.resize(np.ascontiguousarray(crop), side, interpolation=cv2.INTER_LANCZOS4)
+        return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+
+
+def invert(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of an affine [2, 3] matrix."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def shifted(matrix: np.ndarray, x: float, y: float) -> np.ndarray:
+    """The same map for source coordinates that count from (x, y)."""
+    return np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ np.array([x, y], np.float64)])
+
+
+def warp(
+    image: torch.Tensor, to_source: np.ndarray, height: int, width: int, fill: float = 0.0
+) -> torch.Tensor:
+    """Sample `image` float32 [c, h, w] bilinearly at `to_source` applied to every output pixel.
+
+    Integer coordinates are pixel centres; outside the image lies `fill`. Returns [c, height, width].
+    """
+    _, source_height, source_width = image.shape
+    ys = torch.arange(height, device=image.device, dtype=torch.float32)
+    xs = torch.arange(width, device=image.device, dtype=torch.float32)
+    (a, b, c), (d, e, f) = to_source.tolist()
+    sample_x = a * xs[None, :] + (b * ys[:, None] + c)
+    sample_y = d * xs[None, :] + (e * ys[:, None] + f)
+    # grid_sample's coordinates without aligned corners: pixel centre i lies at (2 i + 1) / n - 1; unlike the
+    # aligned form this also holds for an image one pixel wide.
+    grid = torch.stack(
+        [(2 * sample_x + 1) / source_width - 1, (2 * sample_y + 1) / source_height - 1], dim=-1
+    )
+    centred = (image - fill)[None]
+    sampled = F.grid_sample(centred, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled[0] + fill

@@ -1,0 +1,46 @@
+"""Choose and load a face detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints import COMMAND, FACE_FILES, faces_folder
+from ..errors import CheckpointError, InputError
+from .detect import FaceDetector
+
+if TYPE_CHECKING:
+    import torch
+
+BACKENDS = ("auto", "mediapipe", "opencv", "insightface")
+
+
+def load_detector(
+    folder: Path | None = None, device: torch.device | str = "cpu", backend: str = "auto"
+) -> FaceDetector:
+    """A face detector from the files in `folder` (by default `faces/` of the checkpoints).
+
+    `backend`: "auto" or "mediapipe" (torch, on `device`), "opencv" (the same models on the CPU), or
+    "insightface" (det_10g.onnx and 2d106det.onnx through onnxruntime, if the user has them). Raises
+    CheckpointError naming the missing files, the folder and what to do; InputError for another backend.
+    """
+    folder = faces_folder() if folder is None else Path(folder)
+    if backend not in BACKENDS:
+        raise InputError(f"Face backend {backend!r} is unknown; expected one of: {', '.join(BACKENDS)}.")
+    if backend == "insightface":
+        from .insightface import InsightFaceDetector
+
+        return InsightFaceDetector(folder, device)
+    find, trace = (folder / file.relative.name for file in FACE_FILES)
+    missing = [path.name for path in (find, trace) if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"The face models {' and '.join(missing)} are not in {folder}; run: {COMMAND} faces"
+        )
+    if backend == "opencv":
+        from .opencv import OpenCVDetector
+
+        return OpenCVDetector(find, trace)
+    from .mediapipe import MediaPipeDetector
+
+    return MediaPipeDetector(find, trace, device)

@@ -1,0 +1,111 @@
+"""Before and after MediaPipe's face landmark network: an upright crop in, 468 points out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .proposals import SIDE, Proposal
+
+# Points of the 468 whose means stand for the brows and the nose, and pairs for the mouth's opening.
+LEFT_BROW = (71, 63, 105, 66, 107)
+RIGHT_BROW = (336, 296, 334, 293, 301)
+NOSE = (168, 197, 5, 4, 75, 97, 2, 326, 305)
+LIPS = (13, 14)  # inner edge of the upper and lower lip
+EYE_CORNERS = (33, 263)  # outer corners
+
+# Side of the crop in longer sides of the face's box (MediaPipe: face_detection_front_detection_to_roi).
+MARGIN = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """The 468 points of one face; pixel (0, 0) is the centre of the frame's first pixel."""
+
+    points: np.ndarray  # float32 [468, 3]: x, y in pixels, z in the same scale (smaller is nearer)
+    flag: float  # the landmark network's confidence that it saw a face, 0 .. 1
+    score: float  # the detector's, 0 .. 1
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the smallest upright box around all points."""
+        (x0, y0), (x1, y1) = self.points[:, :2].min(0), self.points[:, :2].max(0)
+        return float(x0), float(y0), float(x1), float(y1)
+
+    @property
+    def anchors(self) -> np.ndarray:
+        """float32 [3, 2]: mean of the left brow, of the right brow, of the nose."""
+        return np.stack([self.points[list(part), :2].mean(0) for part in (LEFT_BROW, RIGHT_BROW, NOSE)])
+
+    @property
+    def mouth_opening(self) -> float:
+        """Distance of the inner lips over the distance of the outer eye corners, in the image plane."""
+        lips, eyes = (
+            np.linalg.norm(np.subtract(*self.points[list(pair), :2])) for pair in (LIPS, EYE_CORNERS)
+        )
+        return float(lips / max(float(eyes), 1e-6))
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A rotated square of a frame: frame = matrix @ (u, v, 1), where u, v run from 0 to 192, edge to edge."""
+
+    matrix: np.ndarray  # float64 [2, 3]
+
+    @classmethod
+    def around(cls, proposal: Proposal) -> Crop:
+        """1.5 x the candidate's box, with the eyes level."""
+        corner, opposite = proposal.box[:2], proposal.box[2:]
+        return cls._square((corner + opposite) / 2, (opposite - corner).max(), proposal.eyes)
+
+    @classmethod
+    def around_mesh(cls, mesh: Landmarks) -> Crop:
+        """1.5 x the box of a face's points, measured along the line of its eyes."""
+        points = mesh.points[:, :2].astype(np.float64) + 0.5
+        eyes = points[list(EYE_CORNERS)]
+        level = _rotation(eyes)
+        turned = points @ level
+        corner, opposite = turned.min(0), turned.max(0)
+        return cls._square(level @ (corner + opposite) / 2, (opposite - corner).max(), eyes)
+
+    @classmethod
+    def _square(cls, centre: np.ndarray, side: float, eyes: np.ndarray) -> Crop:
+        linear = _rotation(eyes) * (max(float(side) * MARGIN, 1.0) / SIDE)
+        return cls(np.column_stack([linear, centre - linear @ (SIDE / 2, SIDE / 2)]))
+
+    @property
+    def scale(self) -> float:
+        """Frame pixels per crop pixel."""
+        return float(np.hypot(*self.matrix[:, 0]))
+
+    def cut(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 [h, w, 3] to uint8 [192, 192, 3], black beyond the frame.
+
+        Where a crop pixel covers several frame pixels, several are sampled and averaged: no aliasing.
+        """
+        dense = min(max(int(self.scale), 1), 4)
+        linear = self.matrix[:, :2] / dense
+        shift = self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5  # from corners to pixel centres, both sides
+        side = SIDE * dense
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        crop = cv2.warpAffine(
+            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (side, side), flags=flags
+        )
+        return crop if dense == 1 else cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+    def to_frame(self, points: np.ndarray) -> np.ndarray:
+        """float32 [..., 3] in the frame's pixels (centres at whole numbers) from the network's [..., 3]."""
+        points = points.astype(np.float64)
+        plane = points[..., :2] @ self.matrix[:, :2].T + self.matrix[:, 2] - 0.5
+        return np.concatenate([plane, points[..., 2:] * self.scale], -1).astype(np.float32)
+
+
+def _rotation(eyes: np.ndarray) -> np.ndarray:
+    """[2, 2] that turns a level line into the one from the left to the right eye, [2, 2]."""
+    x, y = eyes[1] - eyes[0]
+    length = float(np.hypot(x, y))
+    if length == 0:
+        return np.eye(2)
+    return np.array([[x, -y], [y, x]]) / length

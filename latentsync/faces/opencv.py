@@ -1,0 +1,48 @@
+"""The same two networks through OpenCV's own reader: the plain twin, one image at a time, CPU only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import CheckpointError
+from .mediapipe import FaceMeshDetector
+
+
+class OpenCVNetwork:
+    """A .tflite graph run by cv2.dnn: image -> image * scale + shift -> its two outputs."""
+
+    def __init__(self, path: Path, scale: float, shift: float) -> None:
+        # OpenCV 5 reads .tflite files only into its classic engine; OpenCV 4 has no such argument.
+        engine = {"engine": cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, "ENGINE_CLASSIC") else {}
+        try:
+            self.net = cv2.dnn.readNetFromTFLite(str(path), **engine)
+        except (cv2.error, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"OpenCV {cv2.__version__} cannot read {path} ({reason}); use backend='auto'."
+            ) from None
+        self.names = self.net.getUnconnectedOutLayersNames()
+        self.scale = scale
+        self.shift = shift
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        answers = [self._one(image) for image in images]
+        return np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])
+
+    def _one(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = image.astype(np.float32) * self.scale + self.shift
+        self.net.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None]))
+        # The answers come in OpenCV's own order; the many numbers are the geometry, the few the score.
+        few, many = sorted(self.net.forward(self.names), key=lambda a: a.size)
+        return many.reshape(1, -1, 16) if many.shape[-1] == 16 else many.reshape(1, -1), few.reshape(1, -1)
+
+
+class OpenCVDetector(FaceMeshDetector):
+    """MediaPipe's face models through cv2.dnn; same answers as MediaPipeDetector within rounding."""
+
+    def __init__(self, detector_path: Path, landmark_path: Path, min_score: float = 0.5) -> None:
+        find = OpenCVNetwork(Path(detector_path), 1 / 127.5, -1.0)
+        super().__init__(find, OpenCVNetwork(Path(landmark_path), 1 / 255, 0.0), min_score)
