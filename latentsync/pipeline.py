@@ -1,0 +1,284 @@
+"""Video and speech in, lip-synced frames out, one window at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from fractions import Fraction
+from itertools import count as count_up
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..memsafe import Runtime
+from ..memsafe.stream import Drain, prefetch
+from .audio import AudioSource, FeatureStream, open_audio
+from .config import Extend, Length, SyncOptions
+from .errors import AudioError, FaceError, InputError, OutputError
+from .faces.align import Template
+from .faces.detect import Face
+from .faces.locate import FaceLocator, LocatedFrame
+from .generate import Window, WindowGenerator
+from .loading import ModelBundle
+from .report import Report
+from .timeline import timeline
+from .video import ArraySource, FrameSource, VideoWriter, check_target, open_video
+from .windows import grouped
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
+SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
+
+Source = str | Path | FrameSource | np.ndarray
+Audio = str | Path | tuple[Any, int]
+
+
+class LipSyncPipeline:
+    """The stages in order; holds at most a few windows of frames, whatever the length of the video.
+
+    `bundle` holds the networks, called as modules; `runtime` says where and how much at a time.
+    """
+
+    def __init__(self, bundle: ModelBundle, runtime: Runtime | None = None) -> None:
+        self.bundle = bundle
+        self.runtime = runtime if runtime is not None else Runtime.auto()
+
+    def run(
+        self,
+        source: Source,
+        audio: Audio,
+        output: str | Path,
+        options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
+    ) -> Report:
+        """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
+
+        The sound is muxed as it is where the container allows. The file appears under its name only when it
+        is complete. Raises a LatentSyncError for anything the user can mend, and memsafe.Cancelled.
+        """
+        output = Path(output)
+        _check_output(output, source, audio)
+        report = Report()
+        with _opened(source, options) as frames:
+            sound = open_audio(audio)
+            shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
+            writer = VideoWriter(
+                output,
+                frames.fps,
+                frames.width,
+                frames.height,
+                audio=audio,
+                end_audio_with_video=shortened,
+                color=frames.color,
+                pixel_aspect=frames.pixel_aspect,
+                crf=options.crf,
+            )
+            with (
+                writer,
+                Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain,
+                closing(self._finished(frames, sound, options, report)) as finished,
+            ):
+                for frame in finished:
+                    drain.put(frame)
+        self._complete(report)
+        return report
+
+    def stream(
+        self,
+        source: Source,
+        audio: Audio,
+        options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
+        report: Report | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield finished frames, uint8 [n, h, w, 3] RGB, as many at a time as the plan denoises together.
+
+        Lazy: they are computed when they are asked for. `report`, if given, is filled on the way.
+        """
+        report = report if report is not None else Report()
+        with (
+            _opened(source, options) as frames,
+            closing(self._finished(frames, open_audio(audio), options, report)) as finished,
+        ):
+            for window in grouped(finished, self._frames_per_call):
+                yield np.stack(window)
+        self._complete(report)
+
+    @property
+    def _frames_per_call(self) -> int:
+        """Frames denoised together: whole windows."""
+        return self.bundle.config.num_frames * self.runtime.plan.windows
+
+    def _finished(
+        self, source: FrameSource, sound: AudioSource, options: SyncOptions, report: Report
+    ) -> Generator[np.ndarray, None, None]:
+        """Finished frames; each source frame is let go as soon as its finished one is handed on."""
+        runtime, config = self.runtime, self.bundle.config
+        _check_source(source, options)
+        runtime.begin()
+        self._describe(report, source, sound)
+        template = Template(options.resolution or config.resolution)
+        features = FeatureStream(
+            self.bundle.audio_encoder,
+            sound,
+            parity=options.parity,
+            pad_to=_video_seconds(source) if options.length is Length.VIDEO else None,
+        )
+        total = self._frame_count(features, source, sound, options)
+        fps = PARITY_FPS if options.parity else source.fps
+        times = (Fraction(i) / fps for i in count_up())
+        locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
+        generator = WindowGenerator(self.bundle, runtime, options, template)
+        ticks = self._timed("read", timeline(source, total, options.extend))
+        runtime.report_progress("prepare", 0, total)
+        with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
+            heard = features.windows(times)
+            for group in grouped(locator.locate(decoded), self._frames_per_call):
+                faces = deque(generator.synthesize(self._windows(group, heard)))
+                located = deque(group)
+                group.clear()
+                while located:
+                    report.add_frame(located[0].matrix is not None)
+                    finished = generator.paste(located.popleft(), faces.popleft())
+                    if not located:
+                        runtime.host.preview(finished)
+                    yield finished
+                    del finished
+                runtime.report_progress("sync", report.frames, total)
+        if not locator.found:
+            wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
+            raise FaceError(
+                f"No {wanted} was found in any of the {report.frames} frames; expected a face of at least about "
+                "50 pixels, upright and unobstructed. Check the video."
+            )
+        if report.without_face:
+            logger.warning("Frames without a usable face were left untouched: %s", report.without_face)
+
+    def _windows(self, group: list[LocatedFrame], heard: Iterator[torch.Tensor]) -> list[Window]:
+        """Put the sound to the frames."""
+        windows = []
+        for frames in grouped(group, self.bundle.config.num_frames):
+            with self.runtime.stage("audio", self.bundle.audio_encoder), torch.inference_mode():
+                windows.append(Window(frames, torch.stack(list(islice(heard, len(frames))))))
+        return windows
+
+    def _detect(self, frames: np.ndarray) -> list[list[Face]]:
+        with self.runtime.stage("detect"), torch.inference_mode():
+            return self.bundle.detector.detect(frames)
+
+    def _frame_count(
+        self, features: FeatureStream, source: FrameSource, sound: AudioSource, options: SyncOptions
+    ) -> int | None:
+        """How many frames come out; None if only the end of the video tells."""
+        if options.parity:
+            return features.published_frame_count(PARITY_FPS)
+        if options.length is Length.VIDEO:
+            return None
+        total = round(sound.duration * source.fps)
+        if total < 1:
+            raise AudioError(
+                f"The sound lasts {float(sound.duration):.4f} s, less than one frame at "
+                f"{float(source.fps):.3f} fps; give a longer sound, or length=video."
+            )
+        return total
+
+    def _describe(self, report: Report, source: FrameSource, sound: AudioSource) -> None:
+        plan = self.runtime.plan
+        report.model, report.hashes = self.bundle.config.name, dict(self.bundle.hashes)
+        report.tier, report.plan, report.device = (
+            plan.tier.value,
+            plan.as_dict(),
+            self.runtime.info.describe(),
+        )
+        report.width, report.height, report.fps = source.width, source.height, str(source.fps)
+        report.audio_duration = float(sound.duration)
+
+    def _complete(self, report: Report) -> None:
+        peaks = self.runtime.peak_memory()
+        report.peak_ram, report.peak_vram = peaks["ram"] or 0, peaks["vram"]
+        report.seconds = {name: round(seconds, 3) for name, seconds in self.runtime.seconds.items()}
+        report.total_seconds = round(self.runtime.elapsed, 3)
+        report.duration = float(report.frames / Fraction(report.fps))
+
+    def _timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """The same items; adds the time it takes to make them to `stage`."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.runtime.seconds[stage] += time.perf_counter() - start
+            yield item
+            del item  # or one frame more would live while the next is made
+
+    def _timed_call(self, stage: str, function: Callable[[T], None]) -> Callable[[T], None]:
+        def timed(item: T) -> None:
+            start = time.perf_counter()
+            function(item)
+            self.runtime.seconds[stage] += time.perf_counter() - start
+
+        return timed
+
+
+def preflight(source: Source, audio: Audio, output: str | Path, options: SyncOptions) -> None:
+    """Raise what `run` would raise for inputs that cannot be used, before any weights are loaded."""
+    _check_output(Path(output), source, audio)
+    with _opened(source, options) as frames:
+        _check_source(frames, options)
+    open_audio(audio)
+
+
+def _check_output(output: Path, *inputs: Source | Audio) -> None:
+    check_target(output)
+    for given in inputs:
+        if isinstance(given, (str, Path)):
+            with suppress(OSError, ValueError):  # one of them does not exist, so they are not the same
+                if output.samefile(given):
+                    raise OutputError(f"The output {output} is also an input; choose another output name.")
+
+
+def _opened(source: Source, options: SyncOptions) -> AbstractContextManager[FrameSource]:
+    """A FrameSource from whatever came; closed on leaving only if it was opened here."""
+    if isinstance(source, np.ndarray):
+        return ArraySource(source, options.fps or PARITY_FPS)
+    if isinstance(source, (str, Path)):
+        return open_video(source, options.fps)
+    if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
+        raise InputError(
+            f"The video is a {type(source).__name__}; expected a file path, a numpy array uint8 [n, h, w, 3] RGB "
+            "or a FrameSource whose fps is a Fraction."
+        )
+    if options.fps is not None and options.fps != source.fps:
+        raise InputError(
+            f"fps is {options.fps}, but the given source runs at {source.fps}; open the source at that rate."
+        )
+    return nullcontext(source)
+
+
+def _check_source(source: FrameSource, options: SyncOptions) -> None:
+    if min(source.width, source.height) < SMALLEST_SIDE:
+        raise InputError(
+            f"The video is {source.width}x{source.height}; expected at least {SMALLEST_SIDE} pixels "
+            "on each side."
+        )
+    if options.face_at is not None:
+        x, y = options.face_at
+        if not (0 <= x < source.width and 0 <= y < source.height):
+            raise InputError(
+                f"face_at is ({x:g}, {y:g}), outside the video of {source.width}x{source.height}; "
+                "give pixel coordinates inside it."
+            )
+
+
+def _video_seconds(source: FrameSource) -> Fraction | None:
+    return Fraction(source.frame_estimate) / source.fps if source.frame_estimate else None
