@@ -1,0 +1,40 @@
+# Everything runs in a virtual environment of its own; `make demo` and `make test` set it up themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MATERIAL := output/demo-material
+
+.PHONY: demo test lint bench setup clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements.txt tests/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c tests/constraints.txt -e ".[test,lint]"
+	touch $@
+
+demo: setup
+	$(BIN)/latentsync-memsafe download faces
+	$(BIN)/python tests/demo_material.py $(MATERIAL)
+	$(BIN)/latentsync-memsafe sync --video $(MATERIAL)/portrait.mp4 --audio $(MATERIAL)/tones.wav \
+		--model $(MATERIAL)/model --steps 4 --out output/demo.mp4 --report output/demo.json
+
+test: setup
+	$(BIN)/latentsync-memsafe download faces
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# mypy wants the package in a folder of its name, whatever this clone is called.
+	link=$$(mktemp -d) && ln -s "$(CURDIR)" $$link/latentsync_memsafe && cd $$link \
+		&& MYPYPATH=. "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml"; \
+		status=$$?; rm -r $$link; exit $$status
+
+bench: setup
+	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python benchmarks/jitter.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) output build *.egg-info

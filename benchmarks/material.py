@@ -1,0 +1,24 @@
+"""What the benchmarks run on: a real clip if there is one, else the public-domain portrait at the same size."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from portrait import write_portrait, write_tones  # noqa: E402
+from small_models import save_tiny_folder  # noqa: E402
+
+SIZE = (1080, 1920)
+
+
+def material(folder: Path, seconds: float) -> tuple[Path, Path, Path]:
+    """(video of 1080x1920, wav of `seconds`, folder of the small rule-filled model)."""
+    clips = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
+    video = clips / "demo1_video.mp4"
+    if not video.is_file():
+        video = write_portrait(folder / "portrait.mp4", count=250, size=SIZE)
+    return video, write_tones(folder / "tones.wav", seconds), save_tiny_folder(folder / "model")

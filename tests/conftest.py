@@ -1,0 +1,29 @@
+"""Files that several tests work on, made once a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from paths import face_models
+from portrait import write_portrait, write_tones
+from small_models import save_tiny_folder
+
+# The networks of the tests are so small that waking a second thread costs more than it computes.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with portrait.mp4 (30 frames at 25 fps), tones.wav (1 s) and model/ (small, filled by rule)."""
+    folder = tmp_path_factory.mktemp("material")
+    write_portrait(folder / "portrait.mp4", count=30)
+    write_tones(folder / "tones.wav", seconds=1.0)
+    save_tiny_folder(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces() -> Path:
+    """The folder of the face models; skips where they have not been downloaded."""
+    return face_models()

@@ -1,0 +1,75 @@
+"""Options are checked once, when they are made."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from latentsync_memsafe.latentsync import SyncOptions
+from latentsync_memsafe.latentsync.config import Extend, ModelConfig, as_fps
+from latentsync_memsafe.latentsync.errors import CheckpointError, InputError
+
+
+@pytest.mark.parametrize(
+    ("given", "exact"),
+    [
+        (29.97, Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
+        ("59.94", Fraction(60000, 1001)),
+        ("30000/1001", Fraction(30000, 1001)),
+        (25, Fraction(25)),
+        (24.5, Fraction(49, 2)),
+        (np.float64(30), Fraction(30)),
+    ],
+)
+def test_frame_rates_are_exact(given: object, exact: Fraction) -> None:
+    assert as_fps(given) == exact
+    assert SyncOptions(fps=given).fps == exact
+
+
+@pytest.mark.parametrize("given", [0, -25, 1000, "fast", "1/0", float("nan"), float("inf"), None, [25]])
+def test_impossible_frame_rates_are_refused(given: object) -> None:
+    with pytest.raises(InputError, match="fps"):
+        as_fps(given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": -1},
+        {"seed": 2**64},
+        {"seed": 1.5},
+        {"steps": 0},
+        {"steps": True},
+        {"guidance": 0.99},
+        {"guidance": float("inf")},
+        {"resolution": 500},
+        {"resolution": 32},
+        {"crf": 52},
+        {"face_index": -1},
+        {"face_at": (1.0,)},
+        {"face_at": (1.0, float("nan"))},
+        {"extend": "forever"},
+        {"length": "short"},
+        {"missing_face": "invent"},
+    ],
+)
+def test_values_out_of_range_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        SyncOptions(**wrong)
+
+
+def test_choices_come_as_words_and_numbers_from_numpy() -> None:
+    options = SyncOptions(extend="loop", seed=np.int64(7), steps=np.int32(3), guidance=np.float32(2))
+    assert options.extend is Extend.LOOP
+    assert type(options.seed) is int and options.seed == 7 and type(options.steps) is int
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "unknown: 1", "\x00"])
+def test_a_config_file_of_something_else_is_named(text: str, tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        ModelConfig.from_yaml(path)
+    with pytest.raises(CheckpointError, match="No model config"):
+        ModelConfig.from_yaml(tmp_path / "none.yaml")

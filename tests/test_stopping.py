@@ -1,0 +1,115 @@
+"""Signals and missing standard streams: the run ends in order, and nothing is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentsync_memsafe.latentsync.cli import main
+from latentsync_memsafe.latentsync.stopping import stopping
+
+COMMAND = [sys.executable, "-m", "latentsync_memsafe.latentsync.cli"]
+DENOISE = "latentsync_memsafe.latentsync.generate.denoise"
+
+needs_posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGHUP and no /dev/full")
+
+
+@pytest.fixture
+def sync(material: Path, faces: Path, tmp_path: Path) -> list[str]:
+    files = [f"--video={material / 'portrait.mp4'}", f"--audio={material / 'tones.wav'}"]
+    rest = [f"--model={material / 'model'}", "--steps=1", "--guidance=1", "--device=cpu"]
+    return ["sync", *files, *rest, f"--out={tmp_path / 'out.mp4'}"]
+
+
+def interrupted(number: int, lost: bool) -> Callable[..., None]:
+    """Stands for `denoise`; `lost`: somebody swallows the exception, and another error follows."""
+
+    def denoise(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            if not lost:
+                raise
+        raise ImportError("half imported")
+
+    return denoise
+
+
+@needs_posix
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_stops_the_run_and_leaves_nothing(
+    sync: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    lost: bool,
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(DENOISE, interrupted(number, lost))
+    assert main(sync) == 128 + number
+    printed = capfd.readouterr()
+    assert printed.out == "" and printed.err == "latentsync-memsafe: cancelled; no output was written.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+
+def test_a_lost_signal_stops_the_run_at_the_next_stage(
+    sync: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentsync_memsafe.latentsync import pipeline
+
+    check = pipeline.preflight
+
+    def preflight(*inputs: object) -> None:
+        check(*inputs)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(pipeline, "preflight", preflight)
+    assert main(sync) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_signal_raises_and_ignored_ones_stay_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with stopping() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert not stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested and stop.status == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_process_without_standard_streams_works(
+    sync: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(sync) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@needs_posix
+def test_output_that_cannot_be_printed() -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for command, status, error in (
+        ('"$@" plan --device cpu >/dev/full', 2, "disk is full"),
+        ('"$@" sync --video nö.mp4 --audio a.wav --out o.mp4', 2, r"No video at n\xf6.mp4"),
+        ('"$@" sync --video nö.mp4 --audio a.wav --out o.mp4 2>&-', 2, ""),
+    ):
+        answer = subprocess.run(
+            ["sh", "-c", command, "sh", *COMMAND], capture_output=True, text=True, timeout=60, env=ascii_only
+        )
+        assert answer.returncode == status
+        assert error in answer.stderr and answer.stderr.count("\n") == bool(error)
