@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, NoReturn
 from .config import Extend, Length, MissingFace, SyncOptions, as_fps
 from .errors import InputError, LatentSyncError, OutputError
 from .stopping import Stop, stopping
+from .terminal import ProgressBar, open_standard_streams
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ..memsafe import Progress, Runtime
+    from ..memsafe import Runtime
 
 PROGRAM = "latentsync-memsafe"
 LONGEST_MESSAGE = 2000  # characters
@@ -35,7 +34,7 @@ MEMORY_MODES = ("conservative", "balanced", "aggressive")  # memsafe.MemoryMode,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _open_standard_streams()
+    open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(levelname)s: %(message)s")
     with stopping() as stop:
         try:
@@ -75,20 +74,6 @@ def _run(arguments: argparse.Namespace, stop: Stop) -> int:
         raise KeyboardInterrupt from None
 
 
-def _open_standard_streams() -> None:
-    """Give a closed stdout or stderr (`2>&-`, a service) a place to go, and let any file name be printed.
-
-    Otherwise the output file would get the number of the closed stream, and with it what libraries print.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
-            # A new file takes the lowest free number. It stays open as long as the process lives.
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
-        elif number and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _fail(message: str) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST_MESSAGE:  # a file name of thousands of letters
@@ -112,7 +97,28 @@ def _parser() -> argparse.ArgumentParser:
 
     sync = commands.add_parser("sync", help="lip-sync a video (or a portrait image) to speech")
     sync.set_defaults(command=_sync)
-    add = sync.add_argument
+    _add_sync_options(sync)
+    _add_device_options(sync)
+
+    plan = commands.add_parser("plan", help="show what would be held and computed at a time")
+    plan.set_defaults(command=_plan)
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    _add_device_options(plan)
+
+    download = commands.add_parser("download", help="fetch weights, resumably and hash-checked")
+    download.set_defaults(command=_download)
+    download.add_argument("target", choices=("1.6", "1.5", "faces", "all"))
+    download.add_argument(
+        "--to", type=Path, help="checkpoint folder (default: where the models are looked for)"
+    )
+
+    doctor = commands.add_parser("doctor", help="check the installation")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_sync_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--video", type=Path, required=True, help="video file, GIF or image")
     add("--audio", type=Path, required=True, help="any file with sound")
     add("--out", type=Path, required=True, help="result: .mp4, .mov or .mkv")
@@ -153,23 +159,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--parity", action="store_true", help="the published arithmetic, for comparison only")
     add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
-    _add_device_options(sync)
-
-    plan = commands.add_parser("plan", help="show what would be held and computed at a time")
-    plan.set_defaults(command=_plan)
-    plan.add_argument("--json", action="store_true", help="as JSON")
-    _add_device_options(plan)
-
-    download = commands.add_parser("download", help="fetch weights, resumably and hash-checked")
-    download.set_defaults(command=_download)
-    download.add_argument("target", choices=("1.6", "1.5", "faces", "all"))
-    download.add_argument(
-        "--to", type=Path, help="checkpoint folder (default: where the models are looked for)"
-    )
-
-    doctor = commands.add_parser("doctor", help="check the installation")
-    doctor.set_defaults(command=_doctor)
-    return parser
 
 
 def _add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +188,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     from .pipeline import LipSyncPipeline, preflight
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
-    with _ProgressBar(arguments.quiet, arguments.stop) as bar:
+    with ProgressBar(arguments.quiet, arguments.stop) as bar:
         runtime = _runtime(arguments, bar)
         detector = load_detector(device=runtime.device, backend=arguments.face_detector)
         bundle = load_models(
@@ -254,7 +243,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 2 if any(check.status == "fail" for check in checks) else 0
 
 
-def _runtime(arguments: argparse.Namespace, host: _ProgressBar | None) -> Runtime:
+def _runtime(arguments: argparse.Namespace, host: ProgressBar | None) -> Runtime:
     import torch
 
     from ..memsafe import Runtime
@@ -273,36 +262,6 @@ def _runtime(arguments: argparse.Namespace, host: _ProgressBar | None) -> Runtim
         )
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a device it cannot parse
         raise InputError(f"Cannot use device {arguments.device!r}: {str(error).splitlines()[0]}") from None
-
-
-class _ProgressBar:
-    """The terminal as a host: a tqdm bar on stderr, signals as interruption."""
-
-    def __init__(self, quiet: bool, stop: Stop) -> None:
-        from tqdm import tqdm
-
-        self._stop = stop
-
-        self._bar = tqdm(unit="frame", disable=quiet or None, leave=False, dynamic_ncols=True)
-
-    def progress(self, progress: Progress) -> None:
-        """Move the bar."""
-        self._bar.set_description(progress.stage, refresh=False)
-        self._bar.total = progress.total
-        self._bar.update(progress.done - self._bar.n)
-
-    def preview(self, frame: np.ndarray) -> None:
-        """A terminal shows no pictures."""
-
-    def interrupted(self) -> bool:
-        """Whether a signal asked to stop; it raises by itself unless Python lost that."""
-        return self._stop.requested
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 def _values(kind: type[Enum]) -> list[str]:
