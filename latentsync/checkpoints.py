@@ -1,4 +1,4 @@
-"""Where weights lie and which files belong to what; nothing here downloads (see download.py)."""
+"""Where weights lie and which files belong to what; nothing here downloads (see downloads/)."""
 
 from __future__ import annotations
 

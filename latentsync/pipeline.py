@@ -123,7 +123,7 @@ class LipSyncPipeline:
         runtime, config = self.runtime, self.bundle.config
         _check_source(source, options)
         runtime.begin()
-        self._describe(report, source, sound)
+        self._describe(report, source)
         template = Template(options.resolution or config.resolution)
         features = FeatureStream(
             self.bundle.audio_encoder,
@@ -131,7 +131,8 @@ class LipSyncPipeline:
             parity=options.parity,
             pad_to=_video_seconds(source) if options.length is Length.VIDEO else None,
         )
-        total = self._frame_count(features, source, sound, options)
+        report.audio_duration = float(features.duration)
+        total = self._frame_count(features, source, options)
         fps = PARITY_FPS if options.parity else source.fps
         times = (Fraction(i) / fps for i in count_up())
         locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
@@ -173,34 +174,33 @@ class LipSyncPipeline:
         with self.runtime.stage("detect"), torch.inference_mode():
             return self.bundle.detector.detect(frames)
 
-    def _frame_count(
-        self, features: FeatureStream, source: FrameSource, sound: AudioSource, options: SyncOptions
-    ) -> int | None:
+    def _frame_count(self, features: FeatureStream, source: FrameSource, options: SyncOptions) -> int | None:
         """How many frames come out; None if only the end of the video tells."""
         if options.parity:
             return features.published_frame_count(PARITY_FPS)
         if options.length is Length.VIDEO:
             return None
-        total = round(sound.duration * source.fps)
+        total = round(features.duration * source.fps)
         if total < 1:
             raise AudioError(
-                f"The sound lasts {float(sound.duration):.4f} s, less than one frame at "
+                f"The sound lasts {float(features.duration):.4f} s, less than one frame at "
                 f"{float(source.fps):.3f} fps; give a longer sound, or length=video."
             )
         return total
 
-    def _describe(self, report: Report, source: FrameSource, sound: AudioSource) -> None:
+    def _describe(self, report: Report, source: FrameSource) -> None:
         plan = self.runtime.plan
-        report.model, report.hashes = self.bundle.config.name, dict(self.bundle.hashes)
+        report.model = self.bundle.config.name
         report.tier, report.plan, report.device = (
             plan.tier.value,
             plan.as_dict(),
             self.runtime.info.describe(),
         )
         report.width, report.height, report.fps = source.width, source.height, str(source.fps)
-        report.audio_duration = float(sound.duration)
 
     def _complete(self, report: Report) -> None:
+        # Only now: gigabytes of weights are hashed aside, and a reader waits for them.
+        report.hashes = dict(self.bundle.hashes)
         peaks = self.runtime.peak_memory()
         report.peak_ram, report.peak_vram = peaks["ram"] or 0, peaks["vram"]
         report.seconds = {name: round(seconds, 3) for name, seconds in self.runtime.seconds.items()}

@@ -83,6 +83,12 @@ class FeatureStream:
         """Feature rows of the clip, 50 a second, silence included; the first use reads the sound once."""
         return self._measure()[0] // _COLUMNS_PER_ROW
 
+    @property
+    def duration(self) -> Fraction:
+        """Exact seconds of the sound, without silence after it; known from the same reading as `rows`."""
+        self._measure()
+        return self.source.duration
+
     def published_frame_count(self, fps: Fraction | float | str) -> int:
         """How many frames published inference makes of this sound: two more than it lasts."""
         return published_frame_count(self.rows, as_fps(fps))

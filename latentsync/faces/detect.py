@@ -17,9 +17,8 @@ class Face:
 
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; may reach outside the frame
     score: float  # the detector's confidence, 0 .. 1
-    points: (
-        np.ndarray
-    )  # float32 [3, 2]: mean of the image's left brow, of the right brow, of the nose; x, y in pixels
+    # float32 [3, 2]: mean of the image's left brow, of the right brow, of the nose; x, y in pixels
+    points: np.ndarray
 
 
 class FaceDetector(Protocol):
@@ -45,6 +44,7 @@ class PointsDetector:
         self._next = 0
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
+        """The known faces of the next frames; raises InputError when more frames come than are known."""
         check_frames(frames)
         end = self._next + len(frames)
         if end > len(self._faces):

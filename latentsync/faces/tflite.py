@@ -156,6 +156,7 @@ class _Reader:
         return Apply(lambda x: F.pad(x, pad, value=fill)) if any(pad) else None
 
     def convolution(self, weight: torch.Tensor, inputs: list[int], options: Any, groups: int) -> nn.Module:
+        """A convolution with the operator's stride, padding and bias; weight [out, in / groups, h, w]."""
         out_channels, in_channels, kh, kw = weight.shape
         stride = (options.StrideH(), options.StrideW())
         conv = nn.Conv2d(in_channels * groups, out_channels, (kh, kw), stride, groups=groups)

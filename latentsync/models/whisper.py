@@ -79,6 +79,7 @@ class _Encoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)  # part of the checkpoint; LatentSync takes the states before it
 
     def forward(self, mel: Tensor) -> Tensor:
+        """[b, n_mels, t] -> [b, t / 2, layers + 1, d]."""
         x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
         # The published file mixes precisions, so the table follows the activations.
         x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
