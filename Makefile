@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-MATERIAL := output/demo-material
 
 .PHONY: demo test lint bench setup clean
 
@@ -15,9 +14,7 @@ $(VENV)/.installed: pyproject.toml requirements.txt tests/constraints.txt
 
 demo: setup
 	$(BIN)/latentsync-memsafe download faces
-	$(BIN)/python tests/demo_material.py $(MATERIAL)
-	$(BIN)/latentsync-memsafe sync --video $(MATERIAL)/portrait.mp4 --audio $(MATERIAL)/tones.wav \
-		--model $(MATERIAL)/model --steps 4 --out output/demo.mp4 --report output/demo.json
+	$(BIN)/latentsync-memsafe demo --report output/demo.json
 
 test: setup
 	$(BIN)/latentsync-memsafe download faces

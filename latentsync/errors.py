@@ -38,3 +38,7 @@ class OutputError(LatentSyncError):
 
 class NumericalError(LatentSyncError):
     """The networks produced values that are not finite."""
+
+
+class TrainingError(LatentSyncError):
+    """Training that cannot go on."""

@@ -4,26 +4,22 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from latentsync_memsafe.latentsync.demo import MovingPhoto, astronaut
+
 SAMPLE_RATE = 16_000
+ASTRONAUTS_FACE = (178.0, 68.9, 271.8, 176.5)  # as MediaPipe's models find it
+
+
+def moving_portrait(size: tuple[int, int] = (512, 512), count: int | None = None) -> MovingPhoto:
+    """The portrait as a FrameSource, without the need for a detector."""
+    return MovingPhoto(astronaut(), ASTRONAUTS_FACE, size, count=count)
 
 
 def portrait_frames(count: int, width: int = 512, height: int = 512) -> Iterator[np.ndarray]:
     """uint8 [height, width, 3] RGB frames of the portrait, panning, zooming and turning gently."""
-    from skimage import data
-
-    photo = data.astronaut()
-    for i in range(count):
-        phase = 2 * np.pi * i / 75
-        zoom = 1.08 + 0.05 * np.sin(phase)
-        turn = np.deg2rad(2.5 * np.sin(0.7 * phase))
-        linear = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        focus = np.array([230.0, 150.0])  # near the face
-        target = np.array([width / 2 + 14 * np.sin(phase), height * 0.36 + 6 * np.cos(1.3 * phase)])
-        matrix = np.column_stack([linear, target - linear @ focus])
-        yield cv2.warpAffine(photo, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    return moving_portrait((width, height), count).frames()
 
 
 def tones(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentsync_memsafe.latentsync.cli import FACE_DETECTORS, MEMORY_MODES, main
+from latentsync_memsafe.latentsync.cli import main
+from latentsync_memsafe.latentsync.cli.device import MEMORY_MODES
+from latentsync_memsafe.latentsync.cli.sync import FACE_DETECTORS
 from latentsync_memsafe.latentsync.faces.load import BACKENDS
 from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import MemoryMode

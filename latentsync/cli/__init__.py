@@ -1,0 +1,104 @@
+"""The command line; every command is one module of this package (see `COMMANDS`).
+
+Exit status 0, or 2 with one line on stderr that says what to do, or 130 when interrupted (143 by
+SIGTERM, 129 when the terminal closes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from ..errors import LatentSyncError
+from ..stopping import Stop, stopping
+from ..terminal import open_standard_streams
+from . import demo, doctor, download, plan, sync, train
+
+PROGRAM = "latentsync-memsafe"
+LONGEST_MESSAGE = 2000  # characters
+
+# Each has HELP (one line), add_arguments(parser), and run(arguments) -> exit status. None loads torch when it
+# is imported, so that `--help` answers at once. `arguments.stop` tells whether a signal asked to stop.
+COMMANDS: Mapping[str, ModuleType] = {
+    "demo": demo,
+    "sync": sync,
+    "plan": plan,
+    "train": train,
+    "download": download,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    open_standard_streams()
+    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(levelname)s: %(message)s")
+    with stopping() as stop:
+        try:
+            return _run(_parser().parse_args(argv), stop)
+        except (Exception, KeyboardInterrupt) as error:
+            return _status(error, stop)
+
+
+def _status(error: BaseException, stop: Stop) -> int:
+    """The exit status after an error, with a line on stderr; what is a bug of ours is raised again."""
+    # Libraries turn a signal that comes while they are imported into errors of their own.
+    if stop.requested or isinstance(error, KeyboardInterrupt):
+        print(f"{PROGRAM}: cancelled; no output was written.", file=sys.stderr)
+        return stop.status
+    if isinstance(error, LatentSyncError):
+        return _fail(str(error))
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+        # What we print finds no reader any more (`plan | head`) or no room; Python would try again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if error.errno == errno.EPIPE else _fail("The disk is full; no summary was printed.")
+    raise error
+
+
+def _run(arguments: argparse.Namespace, stop: Stop) -> int:
+    # Decoder and encoder threads work beside torch's, and OpenMP threads that spin while they wait take the
+    # cores from them: with one busy neighbour on two cores a run took 28 s instead of 12. Read by OpenMP when
+    # torch loads it, so nothing above may import torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ...memsafe import Cancelled
+    from ...memsafe.allocator import return_freed_frames
+
+    return_freed_frames()
+    arguments.stop = stop
+    try:
+        return int(arguments.command(arguments))
+    except Cancelled:
+        raise KeyboardInterrupt from None
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    if len(line) > LONGEST_MESSAGE:  # a file name of thousands of letters
+        line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
+    print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that keeps to one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message}; see `{self.prog} --help`."))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM, description="Lip-sync a video to speech with LatentSync, in constant memory."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.HELP, description=f"{command.HELP}.")
+        subparser.set_defaults(command=command.run)
+        command.add_arguments(subparser)
+    return parser

@@ -1,0 +1,108 @@
+"""`sync`: a clip and speech in, one lip-synced file out."""
+
+from __future__ import annotations
+
+import argparse
+from enum import Enum
+from pathlib import Path
+
+from ..config import Extend, Length, MissingFace, SyncOptions, as_fps
+from ..terminal import ProgressBar
+from .device import add_device_options, make_runtime
+from .result import print_summary, save_report
+
+HELP = "lip-sync a video (or a portrait image) to speech"
+FACE_DETECTORS = ("auto", "mediapipe", "opencv", "insightface")  # faces.load.BACKENDS, without loading torch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `sync`."""
+    add = parser.add_argument
+    add("--video", type=Path, required=True, help="video file, GIF or image")
+    add("--audio", type=Path, required=True, help="any file with sound")
+    add("--out", type=Path, required=True, help="result: .mp4, .mov or .mkv")
+    add("--model", default="1.6", help="1.6, 1.5, demo, or a model folder (default: 1.6)")
+    defaults = SyncOptions()
+    add("--seed", type=int, default=defaults.seed, help="of the noise (default: %(default)s)")
+    add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
+    add(
+        "--guidance",
+        type=float,
+        default=defaults.guidance,
+        help="1.0-3.0: how strongly the lips follow the sound (default: %(default)s)",
+    )
+    add("--resolution", type=int, help="face side in pixels (default: what the model was trained at)")
+    add("--fps", help="output frame rate, such as 25 or 30000/1001 (default: the video's own)")
+    add("--length", choices=_values(Length), default=defaults.length.value, help="what decides the length")
+    add(
+        "--extend",
+        choices=_values(Extend),
+        default=defaults.extend.value,
+        help="what follows when the sound outlasts the video (default: %(default)s)",
+    )
+    add("--face-index", type=int, help="which face, counted from the left, from 0 (default: the largest)")
+    add("--face-at", type=_point, metavar="X,Y", help="the face at these pixels of the first frame")
+    add(
+        "--missing-face",
+        choices=_values(MissingFace),
+        default=defaults.missing_face.value,
+        help="frames without the face: keep them untouched, or end with an error (default: %(default)s)",
+    )
+    add(
+        "--face-detector",
+        choices=FACE_DETECTORS,
+        default="auto",
+        help="auto and mediapipe: torch; opencv: the same models on the CPU; insightface: if you have its files",
+    )
+    add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0-51 (default: %(default)s)")
+    add("--parity", action="store_true", help="the published arithmetic, for comparison only")
+    add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_device_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the inputs, load the networks, and write the file."""
+    options = SyncOptions(
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        resolution=arguments.resolution,
+        fps=None if arguments.fps is None else as_fps(arguments.fps),
+        length=arguments.length,
+        extend=arguments.extend,
+        face_index=arguments.face_index,
+        face_at=arguments.face_at,
+        missing_face=arguments.missing_face,
+        crf=arguments.crf,
+        parity=arguments.parity,
+    )
+    from ..faces import load_detector
+    from ..loading import load_models
+    from ..pipeline import LipSyncPipeline, preflight
+
+    preflight(arguments.video, arguments.audio, arguments.out, options)
+    with ProgressBar(arguments.quiet, arguments.stop) as bar:
+        runtime = make_runtime(arguments, bar)
+        detector = load_detector(device=runtime.device, backend=arguments.face_detector)
+        bundle = load_models(
+            arguments.model, dtype=runtime.plan.dtype, device=runtime.device, detector=detector
+        )
+        report = LipSyncPipeline(bundle, runtime).run(
+            arguments.video, arguments.audio, arguments.out, options
+        )
+    print_summary(arguments.out, report)
+    save_report(report, arguments.report)
+    return 0
+
+
+def _values(kind: type[Enum]) -> list[str]:
+    return [item.value for item in kind]
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a point; expected X,Y such as 640,360") from None
+    return x, y

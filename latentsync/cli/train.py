@@ -1,0 +1,66 @@
+"""`train`: fine-tune a model on a folder of clips, or make the demo model from nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+from ..terminal import ProgressBar
+from .device import add_device_options, make_runtime
+
+HELP = "fine-tune a model on a folder of talking-head clips"
+TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without loading torch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train`."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="clips and photos, one person in each")
+    add("--out", type=Path, required=True, metavar="DIR", help="the new model folder; a stopped run goes on")
+    add("--base", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
+    add("--from-scratch", action="store_true", help="train all networks of the demo model from nothing")
+    add("--steps", type=int, help="of fine-tuning (default: 1000)")
+    add("--batch", type=int, default=1, help="windows of 16 frames a step (default: %(default)s)")
+    add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
+    add("--trainable", choices=TRAINABLE, default="attention", help="part of the UNet (default: %(default)s)")
+    add(
+        "--synthetic",
+        type=float,
+        default=0.0,
+        help="share of synthesised faces, 0 to 1 (default: %(default)s)",
+    )
+    add("--seed", type=int, default=1, help="(default: %(default)s)")
+    add("--quiet", action="store_true", help="no progress lines")
+    add_device_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, with a line on stdout now and then, and say where the model is."""
+    a = arguments
+    if a.from_scratch and a.steps is not None:
+        raise InputError("--steps is of fine-tuning; --from-scratch has its own schedule.")
+    from ..training.recipe import Trainable, TrainingOptions, train_model
+
+    options = TrainingOptions(
+        data=a.data,
+        out=a.out,
+        base=a.base,
+        scratch=a.from_scratch,
+        steps=a.steps,
+        batch=a.batch,
+        learning_rate=a.learning_rate,
+        trainable=Trainable(a.trainable),
+        synthetic=a.synthetic,
+        seed=a.seed,
+    )
+    # Its bar counts frames, which do not matter here; it carries the signals to stop.
+    with ProgressBar(True, a.stop) as host:
+        print(train_model(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print))
+    return 0
+
+
+def _print(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
+    values = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    left = round((steps - step) * figures["s/step"] / 60)
+    print(f"{stage:<9} {step:>6}/{steps}  {values}  {left} min left", flush=True)

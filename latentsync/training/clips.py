@@ -1,0 +1,180 @@
+"""Clips to learn from: aligned faces with their mesh points, the sound that belongs to them, whole frames."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..audio.source import open_audio
+from ..config import SyncOptions
+from ..errors import AudioError, FaceError, InputError
+from ..faces.align import Template
+from ..faces.locate import FaceLocator
+from ..faces.mediapipe import FaceMeshDetector
+from ..video import FrameSource, open_video
+
+logger = logging.getLogger(__name__)
+
+FPS = Fraction(25)  # of the windows in training; the network sees frames, not seconds
+CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_STILLS = 24  # whole frames kept of a clip
+_STILL_HEIGHT = 640  # pixels
+_CHUNK = 16  # frames the face networks see at once
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedClip:
+    """One person's frames in the square the model sees; a photo is a clip of one frame without sound."""
+
+    name: str
+    faces: np.ndarray  # uint8 [n, r, r, 3] RGB
+    points: np.ndarray  # float32 [n, 468, 2], mesh points in the square's pixels
+    samples: np.ndarray  # float32 [t], 16 kHz mono, of exactly these frames; empty: no sound
+    stills: np.ndarray  # uint8 [k, h, w, 3], whole frames
+
+    def save(self, path: Path) -> None:
+        """Write as .npz."""
+        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, path: Path) -> AlignedClip:
+        """Read what `save` wrote."""
+        with np.load(path) as values:
+            return cls(str(values["name"]), *(values[n] for n in ("faces", "points", "samples", "stills")))
+
+
+def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> list[AlignedClip]:
+    """Every video and photo in `folder`, in the order of their names, kept in `cache` once aligned.
+
+    Files without a usable face are left out with a warning. Raises InputError if nothing usable is there.
+    """
+    if not folder.is_dir():
+        raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.")
+    cache.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in CLIP_SUFFIXES + PHOTO_SUFFIXES:
+            continue
+        kept = cache / f"{path.stem}-{path.stat().st_size}-{resolution}.npz"
+        if kept.is_file():
+            clips.append(AlignedClip.load(kept))
+            continue
+        try:
+            with open_video(path, fps=FPS) as source:
+                samples = None if path.suffix.lower() in PHOTO_SUFFIXES else path
+                clip = align_clip(path.stem, source, samples, detector, resolution)
+        except (InputError, FaceError) as error:
+            logger.warning("%s is left out: %s", path.name, error)
+            continue
+        clip.save(kept)
+        clips.append(clip)
+    if not clips:
+        raise InputError(f"{folder} holds no video or photo with a usable face; expected talking-head clips.")
+    return clips
+
+
+def align_clip(
+    name: str,
+    source: FrameSource,
+    audio: Path | None,
+    detector: FaceMeshDetector,
+    resolution: int,
+    limit: int | None = None,
+) -> AlignedClip:
+    """The longest run of frames with a face, aligned as in inference; `limit`: frames read at most.
+
+    Raises FaceError if no frame has a face.
+    """
+    template = Template(resolution)
+    meshes: list[np.ndarray | None] = []
+
+    def detect(frames: np.ndarray) -> Any:
+        found = detector.landmarks(frames)
+        # The largest face, as inference chooses; its points are needed beside what the tracker sees.
+        for faces in found:
+            best = max(faces, key=lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1]), default=None)
+            meshes.append(None if best is None else best.points[:, :2])
+        return detect_faces(found)
+
+    locator = FaceLocator(detect, template, SyncOptions(), _CHUNK)
+    frames = ((i, f) for i, f in enumerate(source.frames()) if limit is None or i < limit)
+    faces: list[np.ndarray | None] = []
+    points: list[np.ndarray] = []
+    stills: list[np.ndarray] = []
+    every = max((source.frame_estimate or 1) // _STILLS, 1)
+    for i, located in enumerate(locator.locate(frames)):
+        mesh = meshes[i]
+        if i % every == 0:
+            stills.append(_shrink(located.frame))
+        if located.matrix is None or mesh is None:
+            faces.append(None)
+            points.append(np.zeros((468, 2), np.float32))
+            continue
+        aligned = template.align(located.frame, located.matrix)
+        faces.append(aligned.permute(1, 2, 0).numpy())
+        points.append(to_square(mesh, located.matrix, template))
+        if limit is not None and i + 1 >= limit:
+            break
+    start, stop = _longest_run([face is not None for face in faces])
+    if start == stop:
+        raise FaceError(f"{name} has no frame with a face.")
+    return AlignedClip(
+        name=name,
+        faces=np.stack([face for face in faces[start:stop] if face is not None]),
+        points=np.stack(points[start:stop]),
+        samples=_samples(audio, start, stop) if audio is not None else np.zeros(0, np.float32),
+        stills=np.stack(stills),
+    )
+
+
+def detect_faces(meshes: list[list[Any]]) -> list[list[Any]]:
+    """The tracker's faces from the landmark network's meshes."""
+    from ..faces.detect import Face
+
+    return [[Face(m.box, m.score, m.anchors) for m in found] for found in meshes]
+
+
+def to_square(points: np.ndarray, matrix: np.ndarray, template: Template) -> np.ndarray:
+    """Mesh points [468, 2] of a frame in the pixels of the aligned square, float32."""
+    crop = points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    # Pixel centres are whole numbers on both sides of the resize to the square.
+    scale = template.resolution / np.array(template.crop_size, np.float64)
+    return ((crop + 0.5) * scale - 0.5).astype(np.float32)
+
+
+def _samples(path: Path, start: int, stop: int) -> np.ndarray:
+    """16 kHz mono sound of the frames start .. stop - 1, with silence where the file has none."""
+    per_frame = 16_000 // 25
+    try:
+        blocks = list(open_audio(path).blocks())
+    except AudioError:
+        logger.warning("%s has no sound; its faces are used, with other speech.", path.name)
+        return np.zeros(0, np.float32)
+    sound = np.concatenate(blocks)[start * per_frame : stop * per_frame]
+    return np.pad(sound, (0, (stop - start) * per_frame - len(sound))).astype(np.float32)
+
+
+def _longest_run(flags: list[bool]) -> tuple[int, int]:
+    best = start = 0
+    best_start = 0
+    for i, flag in enumerate([*flags, False]):
+        if not flag:
+            if i - start > best:
+                best, best_start = i - start, start
+            start = i + 1
+    return best_start, best_start + best
+
+
+def _shrink(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    if height <= _STILL_HEIGHT:
+        return frame.copy()
+    size = (round(width * _STILL_HEIGHT / height), _STILL_HEIGHT)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,105 @@
+"""The training loop: falls on a fixed batch, goes on as if never stopped, and refuses what cannot go on."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latentsync_memsafe.latentsync.errors import TrainingError
+from latentsync_memsafe.latentsync.training.loop import LoopOptions, train
+
+
+def regression_step(module):
+    """A linear fit to a fixed function of seeded inputs."""
+
+    def step(i, rng, generator):
+        inputs = torch.randn(8, 3, generator=generator)
+        loss = (module(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        return loss, {"drawn": float(rng.random())}
+
+    return step
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def options(**changes):
+    return LoopOptions(**{"stage": "fit", "steps": 40, "learning_rate": 1e-2, "autocast": None, **changes})
+
+
+def test_loss_falls(tmp_path):
+    module, seen = network(), []
+    train(
+        module,
+        regression_step(module),
+        options(report_every=1),
+        tmp_path,
+        lambda *a: seen.append(a[3]["loss"]),
+    )
+    assert np.mean(seen[-5:]) < 0.5 * np.mean(seen[:5])
+
+
+def test_goes_on_as_if_never_stopped(tmp_path):
+    whole = network()
+    train(whole, regression_step(whole), options(), tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    calls = iter(range(1000))
+
+    def check():
+        if next(calls) == 17:
+            raise Stopped
+
+    cut = network()
+    with pytest.raises(Stopped):
+        train(cut, regression_step(cut), options(), tmp_path / "cut", check=check)
+    again = network()
+    train(again, regression_step(again), options(), tmp_path / "cut")
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_result_is_the_average_of_the_weights(tmp_path):
+    plain, averaged = network(), network()
+    train(plain, regression_step(plain), options(average=0.0), tmp_path / "plain")
+    train(averaged, regression_step(averaged), options(average=0.99), tmp_path / "averaged")
+    state = torch.load(tmp_path / "averaged" / "fit.state.pt", weights_only=True)
+    for last, raw, mean, kept in zip(
+        plain.parameters(), state["parameters"], averaged.parameters(), state["averages"], strict=True
+    ):
+        assert torch.equal(last, raw)  # averaging does not change the training
+        assert torch.equal(mean, kept)
+        assert not torch.equal(mean, last)
+
+
+def test_rate_rises_stays_and_falls():
+    o = options(steps=1000, learning_rate=1.0)
+    assert o.rate(0) == pytest.approx(1 / 50)
+    assert o.rate(49) == o.rate(749) == 1.0
+    assert o.rate(875) == pytest.approx(0.5)
+    # Until the fall begins a longer run does the same.
+    longer = options(steps=4000, learning_rate=1.0)
+    assert [o.rate(i) for i in range(750)] == [longer.rate(i) for i in range(750)]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    module = network()
+
+    def step(i, rng, generator):
+        return module(torch.full((1, 3), torch.inf)).sum(), {}
+
+    with pytest.raises(TrainingError, match="stage fit is nan at step 0; lower the learning rate"):
+        train(module, step, options(), tmp_path)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_the_state_of_another_network_is_refused(tmp_path):
+    module = network()
+    train(module, regression_step(module), options(steps=2), tmp_path)
+    other = nn.Linear(3, 2)
+    with pytest.raises(TrainingError, match="state of another network"):
+        train(other, regression_step(other), options(steps=4), tmp_path)
