@@ -63,6 +63,26 @@ def test_goes_on_as_if_never_stopped(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_a_step_broken_off_while_it_changes_the_weights_is_not_kept(tmp_path, monkeypatch):
+    whole = network()
+    train(whole, regression_step(whole), options(save_every=10), tmp_path / "whole")
+    lerp, calls = torch._foreach_lerp_, iter(range(1000))
+
+    def interrupted(*inputs):
+        if next(calls) == 25:
+            raise KeyboardInterrupt
+        return lerp(*inputs)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", interrupted)
+    cut = network()
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, regression_step(cut), options(save_every=10), tmp_path / "cut")
+    assert torch.load(tmp_path / "cut" / "fit.state.pt", weights_only=True)["step"] == 20
+    again = network()
+    train(again, regression_step(again), options(save_every=10), tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 def test_the_result_is_the_average_of_the_weights(tmp_path):
     plain, averaged = network(), network()
     train(plain, regression_step(plain), options(average=0.0), tmp_path / "plain")

@@ -50,7 +50,8 @@ def _status(error: BaseException, stop: Stop) -> int:
     """The exit status after an error, with a line on stderr; what is a bug of ours is raised again."""
     # Libraries turn a signal that comes while they are imported into errors of their own.
     if stop.requested or isinstance(error, KeyboardInterrupt):
-        print(f"{PROGRAM}: cancelled; no output was written.", file=sys.stderr)
+        left = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        print(f"{PROGRAM}: cancelled; {left or 'no output was written.'}", file=sys.stderr)
         return stop.status
     if isinstance(error, LatentSyncError):
         return _fail(str(error))

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="of fine-tuning (default: 1000)")
     add("--batch", type=int, default=1, help="windows of 16 frames a step (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
-    add("--trainable", choices=TRAINABLE, default="attention", help="part of the UNet (default: %(default)s)")
+    add(
+        "--trainable", choices=TRAINABLE, help="part of the UNet (default: audio below 20 GB, else attention)"
+    )
     add(
         "--synthetic",
         type=float,
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     a = arguments
     if a.from_scratch and a.steps is not None:
         raise InputError("--steps is of fine-tuning; --from-scratch has its own schedule.")
+    from ...memsafe import Cancelled
     from ..training.recipe import Trainable, TrainingOptions, train_model
 
     options = TrainingOptions(
@@ -50,13 +53,17 @@ def run(arguments: argparse.Namespace) -> int:
         steps=a.steps,
         batch=a.batch,
         learning_rate=a.learning_rate,
-        trainable=Trainable(a.trainable),
+        trainable=None if a.trainable is None else Trainable(a.trainable),
         synthetic=a.synthetic,
         seed=a.seed,
     )
     # Its bar counts frames, which do not matter here; it carries the signals to stop.
     with ProgressBar(True, a.stop) as host:
-        print(train_model(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print))
+        try:
+            folder = train_model(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print)
+        except (Cancelled, KeyboardInterrupt):
+            raise KeyboardInterrupt("the same command goes on from here.") from None
+    print(folder)
     return 0
 
 

@@ -69,7 +69,7 @@ def train_autoencoder(
 
 def to_unit(images: np.ndarray) -> Tensor:
     """float32 [n, 3, h, w] in -1..1 from uint8 [n, h, w, 3]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _chroma(images: Tensor) -> Tensor:

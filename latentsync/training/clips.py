@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from ..audio.source import open_audio
 from ..config import SyncOptions
 from ..errors import AudioError, FaceError, InputError
 from ..faces.align import Template
+from ..faces.detect import Face
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
@@ -31,23 +31,16 @@ _CHUNK = 16  # frames the face networks see at once
 
 @dataclass(frozen=True, eq=False)
 class AlignedClip:
-    """One person's frames in the square the model sees; a photo is a clip of one frame without sound."""
+    """One person's frames in the square the model sees; a photo is a clip of one frame without sound.
+
+    The faces of a clip read from a folder stay on disk (a minute at 512 px is 1.2 GB) and are read as needed.
+    """
 
     name: str
     faces: np.ndarray  # uint8 [n, r, r, 3] RGB
     points: np.ndarray  # float32 [n, 468, 2], mesh points in the square's pixels
     samples: np.ndarray  # float32 [t], 16 kHz mono, of exactly these frames; empty: no sound
     stills: np.ndarray  # uint8 [k, h, w, 3], whole frames
-
-    def save(self, path: Path) -> None:
-        """Write as .npz."""
-        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
-
-    @classmethod
-    def load(cls, path: Path) -> AlignedClip:
-        """Read what `save` wrote."""
-        with np.load(path) as values:
-            return cls(str(values["name"]), *(values[n] for n in ("faces", "points", "samples", "stills")))
 
 
 def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> list[AlignedClip]:
@@ -57,24 +50,14 @@ def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache
     """
     if not folder.is_dir():
         raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.")
-    cache.mkdir(parents=True, exist_ok=True)
     clips = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in CLIP_SUFFIXES + PHOTO_SUFFIXES:
             continue
-        kept = cache / f"{path.stem}-{path.stat().st_size}-{resolution}.npz"
-        if kept.is_file():
-            clips.append(AlignedClip.load(kept))
-            continue
         try:
-            with open_video(path, fps=FPS) as source:
-                samples = None if path.suffix.lower() in PHOTO_SUFFIXES else path
-                clip = align_clip(path.stem, source, samples, detector, resolution)
+            clips.append(_kept(path, detector, resolution, cache))
         except (InputError, FaceError) as error:
             logger.warning("%s is left out: %s", path.name, error)
-            continue
-        clip.save(kept)
-        clips.append(clip)
     if not clips:
         raise InputError(f"{folder} holds no video or photo with a usable face; expected talking-head clips.")
     return clips
@@ -86,59 +69,100 @@ def align_clip(
     audio: Path | None,
     detector: FaceMeshDetector,
     resolution: int,
-    limit: int | None = None,
+    store: Path | None = None,
 ) -> AlignedClip:
-    """The longest run of frames with a face, aligned as in inference; `limit`: frames read at most.
+    """The longest run of frames with a face, aligned as in inference; the faces in a file `store`, or in memory.
 
     Raises FaceError if no frame has a face.
     """
     template = Template(resolution)
     meshes: list[np.ndarray | None] = []
 
-    def detect(frames: np.ndarray) -> Any:
+    def detect(frames: np.ndarray) -> list[list[Face]]:
         found = detector.landmarks(frames)
         # The largest face, as inference chooses; its points are needed beside what the tracker sees.
         for faces in found:
             best = max(faces, key=lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1]), default=None)
             meshes.append(None if best is None else best.points[:, :2])
-        return detect_faces(found)
+        return [[Face(m.box, m.score, m.anchors) for m in faces] for faces in found]
 
     locator = FaceLocator(detect, template, SyncOptions(), _CHUNK)
-    frames = ((i, f) for i, f in enumerate(source.frames()) if limit is None or i < limit)
-    faces: list[np.ndarray | None] = []
+    faces = _Faces(resolution, store)
     points: list[np.ndarray] = []
     stills: list[np.ndarray] = []
     every = max((source.frame_estimate or 1) // _STILLS, 1)
-    for i, located in enumerate(locator.locate(frames)):
+    for i, located in enumerate(locator.locate(enumerate(source.frames()))):
         mesh = meshes[i]
         if i % every == 0:
             stills.append(_shrink(located.frame))
         if located.matrix is None or mesh is None:
             faces.append(None)
             points.append(np.zeros((468, 2), np.float32))
-            continue
-        aligned = template.align(located.frame, located.matrix)
-        faces.append(aligned.permute(1, 2, 0).numpy())
-        points.append(to_square(mesh, located.matrix, template))
-        if limit is not None and i + 1 >= limit:
-            break
-    start, stop = _longest_run([face is not None for face in faces])
+        else:
+            faces.append(template.align(located.frame, located.matrix).permute(1, 2, 0).numpy())
+            points.append(to_square(mesh, located.matrix, template))
+    start, stop = _longest_run(faces.found)
     if start == stop:
-        raise FaceError(f"{name} has no frame with a face.")
+        raise FaceError(f"{name} has no frame with a face; expected a talking head.")
     return AlignedClip(
         name=name,
-        faces=np.stack([face for face in faces[start:stop] if face is not None]),
+        faces=faces.run(start, stop),
         points=np.stack(points[start:stop]),
         samples=_samples(audio, start, stop) if audio is not None else np.zeros(0, np.float32),
         stills=np.stack(stills),
     )
 
 
-def detect_faces(meshes: list[list[Any]]) -> list[list[Any]]:
-    """The tracker's faces from the landmark network's meshes."""
-    from ..faces.detect import Face
+class _Faces:
+    """Aligned faces one after the other, in a file or in memory."""
 
-    return [[Face(m.box, m.score, m.anchors) for m in found] for found in meshes]
+    def __init__(self, resolution: int, store: Path | None) -> None:
+        self.found: list[bool] = []
+        self._shape, self._store = (resolution, resolution, 3), store
+        self._held: list[np.ndarray] = []
+        if store is not None:
+            store.write_bytes(b"")
+
+    def append(self, face: np.ndarray | None) -> None:
+        self.found.append(face is not None)
+        face = np.zeros(self._shape, np.uint8) if face is None else face
+        if self._store is None:
+            self._held.append(face)
+            return
+        with self._store.open("ab") as file:
+            file.write(np.ascontiguousarray(face).tobytes())
+
+    def run(self, start: int, stop: int) -> np.ndarray:
+        """The faces start .. stop - 1, [n, r, r, 3]."""
+        if self._store is None:
+            return np.stack(self._held[start:stop])
+        if stop - start < len(self.found):
+            whole = np.memmap(self._store, np.uint8, "r", shape=(len(self.found), *self._shape))
+            trimmed = self._store.with_suffix(".run")
+            with trimmed.open("wb") as file:
+                file.writelines(face.tobytes() for face in whole[start:stop])
+            del whole  # Windows replaces no file that is mapped
+            trimmed.replace(self._store)
+        return np.memmap(self._store, np.uint8, "r", shape=(stop - start, *self._shape))
+
+
+def _kept(path: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> AlignedClip:
+    """The file's clip, aligned now or in an earlier run."""
+    stem = f"{path.stem}-{path.stat().st_size}-{resolution}"
+    faces, rest = cache / f"{stem}.faces", cache / f"{stem}.npz"
+    if rest.is_file():
+        with np.load(rest) as values:
+            kept = {name: values[name] for name in ("points", "samples", "stills")}
+        stored = np.memmap(faces, np.uint8, "r", shape=(len(kept["points"]), resolution, resolution, 3))
+        return AlignedClip(name=path.stem, faces=stored, **kept)
+    cache.mkdir(parents=True, exist_ok=True)
+    audio = None if path.suffix.lower() in PHOTO_SUFFIXES else path
+    with open_video(path, fps=FPS) as source:
+        clip = align_clip(path.stem, source, audio, detector, resolution, faces)
+    partial = cache / f"{stem}.part.npz"
+    np.savez(partial, points=clip.points, samples=clip.samples, stills=clip.stills)
+    partial.replace(rest)  # only now is the clip whole
+    return clip
 
 
 def to_square(points: np.ndarray, matrix: np.ndarray, template: Template) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -61,104 +62,112 @@ def train(
 ) -> nn.Module:
     """Train `module` in place and give it its averaged weights; resumes from `folder`, returns the module.
 
-    `step` computes the loss of one step. `report` gets the means of its figures now and then, `check` may
-    raise to stop; the state is saved then too. Raises TrainingError if the loss is not finite.
+    `step` computes the loss of one step. `report` gets the means of its figures now and then. `check` may raise to
+    stop; however it stops, the state of the last whole step is kept. Raises TrainingError if the loss is not
+    finite.
     """
     o = options
     device = next(module.parameters()).device
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=o.learning_rate, weight_decay=o.weight_decay, betas=(0.9, 0.99)
-    )
-    averages = [p.detach().clone() for p in parameters]
-    state_file = folder / f"{o.stage}.state.pt"
-    start = _resume(state_file, parameters, averages, optimizer)
-    module.train()
+    state = _State(module, o, folder / f"{o.stage}.state.pt")
+    start, began = state.step, time.monotonic()
     means: dict[str, list[float]] = {}
-    began = time.monotonic()
-    i = start
+    module.train()
     try:
-        for i in range(start, o.steps):
+        while state.step < o.steps:
             check()
-            for group in optimizer.param_groups:
-                group["lr"] = o.rate(i)
+            i = state.step
             rng = np.random.default_rng([o.seed, i])
             generator = torch.Generator().manual_seed(o.seed * 1_000_003 + i)
-            scope = torch.autocast(device.type, o.autocast) if o.autocast is not None else nullcontext()
-            with scope:
+            with torch.autocast(device.type, o.autocast) if o.autocast is not None else nullcontext():
                 loss, figures = step(i, rng, generator)
-            if not torch.isfinite(loss):
+            value = float(loss.detach())
+            if not math.isfinite(value):
                 raise TrainingError(
-                    f"The loss of stage {o.stage} is {float(loss)} at step {i}; lower the learning rate (now "
+                    f"The loss of stage {o.stage} is {value} at step {i}; lower the learning rate (now "
                     f"{o.rate(i):.2g}) and go on from the last saved state."
                 )
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, o.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _average(averages, parameters, min(o.average, (1 + i) / (10 + i)))
-            for name, value in {"loss": float(loss.detach()), **figures}.items():
-                means.setdefault(name, []).append(value)
-            if (i + 1) % o.report_every == 0 or i + 1 == o.steps:
-                seconds = (time.monotonic() - began) / (i + 1 - start)
-                report(
-                    o.stage,
-                    i + 1,
-                    o.steps,
-                    {k: float(np.mean(v)) for k, v in means.items()} | {"s/step": seconds},
-                )
+            state.advance(o.rate(i), o.clip_norm)
+            for name, figure in {"loss": value, **figures}.items():
+                means.setdefault(name, []).append(figure)
+            if state.step % o.report_every == 0 or state.step == o.steps:
+                seconds = (time.monotonic() - began) / (state.step - start)
+                averages = {name: float(np.mean(figures)) for name, figures in means.items()}
+                report(o.stage, state.step, o.steps, {**averages, "s/step": seconds})
                 means.clear()
-            if (i + 1) % o.save_every == 0:
-                _save(state_file, i + 1, parameters, averages, optimizer)
-    except BaseException as error:
-        if not isinstance(error, TrainingError):
-            _save(state_file, i, parameters, averages, optimizer)
+            if state.step % o.save_every == 0:
+                state.save()
+    except TrainingError:
+        raise  # what went wrong is not worth keeping
+    except BaseException:
+        state.save()
         raise
-    _save(state_file, max(o.steps, start), parameters, averages, optimizer)
-    with torch.no_grad():
-        for parameter, average in zip(parameters, averages, strict=True):
-            parameter.copy_(average)
+    state.save()
+    state.give_averages()
     return module.eval()
 
 
-@torch.no_grad()
-def _average(averages: list[Tensor], parameters: list[nn.Parameter], decay: float) -> None:
-    torch._foreach_lerp_(averages, [p.detach() for p in parameters], 1 - decay)
+class _State:
+    """Parameters in training, their averages, and the optimizer; kept in one file."""
 
+    def __init__(self, module: nn.Module, options: LoopOptions, path: Path) -> None:
+        self.step = 0
+        self._path, self._decay = path, options.average
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._averages = [p.detach().clone() for p in self._parameters]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
+        )
+        self._whole = True  # no step is half done
+        if path.is_file():
+            self._load()
 
-def _resume(
-    path: Path, parameters: list[nn.Parameter], averages: list[Tensor], optimizer: torch.optim.Optimizer
-) -> int:
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.no_grad():
-        for held, kept in ((parameters, state["parameters"]), (averages, state["averages"])):
+    def advance(self, rate: float, clip_norm: float) -> None:
+        """One step along the gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+        self._whole = False
+        self._optimizer.step()
+        # The first steps' weights are soon forgotten.
+        decay = min(self._decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, [p.detach() for p in self._parameters], 1 - decay)
+        self.step += 1
+        self._whole = True
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def give_averages(self) -> None:
+        """Let the module have the averaged weights."""
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.copy_(average)
+
+    def save(self) -> None:
+        """Write the file, unless a step was broken off while it changed the weights."""
+        if not self._whole:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "parameters": [p.detach() for p in self._parameters],
+            "averages": self._averages,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self._path)
+
+    @torch.no_grad()
+    def _load(self) -> None:
+        state = torch.load(self._path, map_location="cpu", weights_only=True)
+        for held, kept in ((self._parameters, state["parameters"]), (self._averages, state["averages"])):
             if [p.shape for p in held] != [k.shape for k in kept]:
                 raise TrainingError(
-                    f"{path} is the state of another network; give another output folder or remove it."
+                    f"{self._path} is the state of another network; give another output folder or remove it."
                 )
             for p, k in zip(held, kept, strict=True):
                 p.copy_(k)
-    optimizer.load_state_dict(state["optimizer"])
-    logger.info("%s: going on from step %d", path.name, state["step"])
-    return int(state["step"])
-
-
-def _save(
-    path: Path,
-    step: int,
-    parameters: list[nn.Parameter],
-    averages: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    state: dict[str, Any] = {
-        "step": step,
-        "parameters": [p.detach() for p in parameters],
-        "averages": averages,
-        "optimizer": optimizer.state_dict(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+        logger.info("%s: going on from step %d", self._path.name, self.step)

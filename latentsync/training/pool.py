@@ -65,7 +65,7 @@ class WindowPool:
             for images in (target, target * self.keep.to(self._device), reference)
         ]
         audio = self._features[pair.clip][pair.start : pair.start + self.frames]
-        pixels = torch.from_numpy(np.ascontiguousarray(pair.target)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
         return EncodedWindow(latents[0], latents[1], latents[2], audio.half().cpu(), pixels)
 
 

@@ -35,7 +35,7 @@ from .speech import Sounds, gather
 logger = logging.getLogger(__name__)
 
 # Steps of the four stages of the demo model, as it was trained.
-SCRATCH_STEPS = {"vae": 1800, "hearing": 1200, "faces": 5000, "motion": 1500}
+SCRATCH_STEPS = {"vae": 3100, "hearing": 1000, "faces": 4200, "motion": 1000}
 FINETUNE_STEPS = 1000
 
 
@@ -49,7 +49,7 @@ class Trainable(str, Enum):
     def select(self, unet: nn.Module) -> int:
         """Freeze the rest; returns how many parameters are left to train."""
         parts = {
-            "audio": (".attn2.", ".norm2."),
+            "audio": (".attn2.",),
             "attention": ("motion_modules.", "attentions."),
             "all": ("",),
         }
@@ -71,7 +71,9 @@ class TrainingOptions:
     )
     batch: int = 1  # windows a step, in fine-tuning
     learning_rate: float = 1e-5  # of fine-tuning
-    trainable: Trainable = Trainable.ATTENTION
+    trainable: Trainable | None = (
+        None  # None: audio on compact and standard devices, attention on larger ones
+    )
     synthetic: float = 0.0  # share of reposed and drawn faces in fine-tuning, 0 .. 1
     seed: int = 1
 
@@ -174,10 +176,13 @@ def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> 
     real = 1 - options.synthetic
     shares = (real, options.synthetic / 2, options.synthetic / 2)
     pool = _pool(clips, sounds, bundle.vae, bundle.audio_encoder, config, options.seed, shares, context)
-    count = options.trainable.select(unet)
-    if runtime.plan.tier is Tier.COMPACT:
+    tier = runtime.plan.tier
+    small = Trainable.AUDIO if tier in (Tier.COMPACT, Tier.STANDARD) else Trainable.ATTENTION
+    count = (options.trainable or small).select(unet)
+    _halve_frozen(unet)
+    if tier is Tier.COMPACT:
         recompute_activations(unet)
-    logger.info("%d million parameters are trained", count // 1_000_000)
+    logger.info("%d parameters are trained", count)
     loop = LoopOptions("finetune", options.steps or FINETUNE_STEPS, options.learning_rate, options.seed)
     focus = Focus(batch=options.batch, frames=config.num_frames, fresh=1.0, held=64)
     train_denoiser(
@@ -191,6 +196,16 @@ def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> 
         **context.common,
     )
     save_model(options.out, replace(config, name=options.out.name), unet, bundle.vae, bundle.audio_encoder)
+
+
+def _halve_frozen(unet: nn.Module) -> None:
+    """Hold the matrices that are not trained as they will be stored, in half precision.
+
+    Autocast casts them as it needs; norms are small and must have their inputs' precision.
+    """
+    for parameter in unet.parameters():
+        if not parameter.requires_grad and parameter.ndim > 1:
+            parameter.data = parameter.data.half()
 
 
 def _detector(context: _Context) -> FaceMeshDetector:
