@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo demo-model test lint bench bench-quality setup clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,14 @@ bench: setup
 	$(BIN)/python benchmarks/stages.py
 	$(BIN)/python benchmarks/jitter.py
 	$(BIN)/python benchmarks/memory.py
+
+bench-quality: setup
+	$(BIN)/python benchmarks/demo_quality.py
+
+# The training that made checkpoints/demo, on talking-head clips in the folder CLIPS; a stopped run goes on.
+demo-model: setup
+	$(BIN)/latentsync-memsafe download faces
+	$(BIN)/latentsync-memsafe train --from-scratch --data "$(CLIPS)" --out output/demo-model
 
 clean:
 	rm -rf $(VENV) output build *.egg-info

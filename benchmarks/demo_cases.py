@@ -59,6 +59,7 @@ class Material:
     speech: Mapping[str, Sequence[str]]
     regression: MouthRegression
     fitted_on: str
+    second: MouthRegression | None  # fitted on a person who had no part in the training
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def gather(bundle: ModelBundle) -> Material:
         made = [random_clip(np.random.default_rng([7, i]), 8.0) for i in range(24)]
         sounds |= {f"sentences {i}": clip.samples for i, clip in enumerate(made[:4])}
         speech = {"portrait": ("demo_speech", "sentences 0")}
-        return Material(faces, {}, sounds, speech, _regression(made[4:]), "synthesised speech")
+        return Material(faces, {}, sounds, speech, _regression(made[4:]), "synthesised speech", None)
     clips = {}
     for name in names:
         path = folder / f"{name}_video.mp4"
@@ -107,8 +108,10 @@ def gather(bundle: ModelBundle) -> Material:
         sounds[f"{name}_audio"] = read_sound(folder / f"{name}_audio.wav")
         with open_video(path, fps=FPS) as source:
             clips[name] = align_clip(name, source, path, bundle.detector, bundle.config.resolution)
-    regression = _regression([SpokenClip(clips[n].samples, mouth_states(clips[n])) for n in TRAINED])
-    return Material(faces, clips, sounds, SPEECH, regression, f"the real mouths of {' and '.join(TRAINED)}")
+    seen = {name: SpokenClip(clip.samples, mouth_states(clip)) for name, clip in clips.items()}
+    fitted_on = f"the real mouths of {' and '.join(TRAINED)}"
+    judges = (_regression([seen[n] for n in TRAINED]), fitted_on, _regression([seen[UNSEEN]]))
+    return Material(faces, clips, sounds, SPEECH, *judges)
 
 
 def mouth_states(clip: AlignedClip) -> np.ndarray:

@@ -27,7 +27,7 @@ from latentsync_memsafe.latentsync.training.measures import (
     seam,
     skin_change,
 )
-from latentsync_memsafe.latentsync.training.speech.regression import sync_score
+from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression, sync_score
 from latentsync_memsafe.memsafe import Runtime
 
 from demo_cases import (
@@ -69,22 +69,24 @@ FULL = Extent(windows=13, own=13, silent=4, voices=2, silences=("zero", "noise")
 QUICK = Extent(windows=6, own=3, silent=3, voices=1, silences=("zero",))
 
 
+def score(judge: MouthRegression, sound: np.ndarray, opening: np.ndarray) -> tuple[float, int]:
+    """How well a mouth follows a sound at a lag within MAX_LAG frames, and that lag."""
+    expected = judge.predict(log_mel(sound))[:, 0]
+    return sync_score(expected, opening[: len(expected)], MAX_LAG)
+
+
 def sync_of(
     opening: np.ndarray, name: str, driving: np.ndarray, material: Material
 ) -> tuple[float, int, float]:
-    """Score on the driving sound at a lag within MAX_LAG frames, that lag, and the mean score on all others."""
-
-    def score(sound: np.ndarray) -> tuple[float, int]:
-        expected = material.regression.predict(log_mel(sound))[:, 0]
-        return sync_score(expected, opening[: len(expected)], MAX_LAG)
-
+    """Score on the driving sound, its lag, and the mean score on all others."""
     others = [
-        score(piece)[0]
+        score(material.regression, piece, opening)[0]
         for other, sound in material.sounds.items()
         if other != name
         for piece in pieces(sound, len(opening))
     ]
-    return *score(driving), float(np.mean(others)) if others else float("nan")
+    own = score(material.regression, driving, opening)
+    return *own, float(np.mean(others)) if others else float("nan")
 
 
 def verdict(**reached: bool) -> str:
@@ -125,7 +127,7 @@ class Benchmark:
     def foreign(self) -> list[str]:
         """Each face driven by speech that was never heard in training, through the whole pipeline."""
         columns = (
-            *("face", "sound", "sync", "lag", "on foreign sound", "above", "opening"),
+            *("face", "sound", "sync", "lag", "on foreign sound", "above", "second judge", "opening"),
             *("step added", "after blending", "step", "real step", "skin", "outside", ""),
         )
         table = Table("Driven by unseen speech", *columns)
@@ -133,16 +135,19 @@ class Benchmark:
             for name in self.material.speech[face][: self.extent.voices]:
                 sound = self._cut(self.material.sounds[name], self.extent.windows)
                 take = self._take(face, sound, f"{face}-{name.replace(' ', '-')}")
-                score, lag, others = sync_of(take.opening, name, sound, self.material)
+                reached, lag, others = sync_of(take.opening, name, sound, self.material)
                 self.spoken.setdefault(face, []).append(float(take.opening.std()))
+                second = self.material.second
+                judged = "" if second is None else score(second, sound, take.opening)[0]
                 added = seam(_composite(take.raw, take.source), take.source)
                 table.row(
                     face,
                     name,
-                    score,
+                    reached,
                     lag,
                     others,
-                    score - others,
+                    reached - others,
+                    judged,
                     f"{take.opening.mean():.3f} ± {take.opening.std():.3f}",
                     added,
                     seam(take.finished, take.source),
@@ -151,8 +156,8 @@ class Benchmark:
                     skin_change(take.finished, take.source),
                     take.outside,
                     verdict(
-                        sync=score >= (SYNC_UNSEEN if face == UNSEEN else SYNC),
-                        above_foreign=score - others >= ABOVE_FOREIGN,
+                        sync=reached >= (SYNC_UNSEEN if face == UNSEEN else SYNC),
+                        above_foreign=reached - others >= ABOVE_FOREIGN,
                         seam=added < SEAM,
                         outside=take.outside == 0,
                     ),
@@ -262,6 +267,8 @@ def main() -> int:
     sizes = f"{arguments.steps} steps, guidance {arguments.guidance:g}, seed {arguments.seed}"
     print(f"{arguments.model} with {sizes}, on {benchmark.runtime.info.describe()}.")
     print(f"The regression that judges is fitted on {benchmark.material.fitted_on}.")
+    if benchmark.material.second is not None:
+        print(f"The second judge is fitted on {UNSEEN}, who had no part in the training.")
     benchmark.real_video()
     verdicts = [*benchmark.foreign(), *benchmark.own(), *benchmark.silence()]
     passed = verdicts.count("PASS")

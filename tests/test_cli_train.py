@@ -1,5 +1,6 @@
 """`latentsync-memsafe train`: a folder of clips in, a model folder out."""
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync_memsafe.latentsync.cli import main
+from latentsync_memsafe.latentsync.cli import main, train
+from latentsync_memsafe.latentsync.cli.device import add_device_options
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.loading import load_models, load_unet
 from latentsync_memsafe.latentsync.training.clips import read_folder
 from latentsync_memsafe.latentsync.video import VideoWriter
 
+from paths import ROOT
 from portrait import portrait_frames, write_tones
 from small_models import save_tiny_folder
 
@@ -161,3 +164,15 @@ def test_bad_input_gets_one_line(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (out / "unet.safetensors").exists()
+
+
+def test_every_option_of_the_help_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## Train") : readme.index("## Good to know")]
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    own = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
+    shared = argparse.ArgumentParser()
+    add_device_options(shared)
+    own -= {o for action in shared._actions for o in action.option_strings}
+    assert "--trainable" in own and not [o for o in own - {"--quiet"} if f"`{o}`" not in section]

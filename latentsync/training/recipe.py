@@ -162,7 +162,7 @@ def _from_nothing(options: TrainingOptions, context: _Context) -> None:
         pool,
         stage("motion", 3e-4),
         context.folder,
-        focus=Focus(batch=1, frames=config.num_frames, fresh=0.25, first=10_000, pixels=True),
+        focus=Focus(batch=1, frames=config.num_frames, fresh=0.25, held=200, first=10_000, pixels=True),
         **context.common,
     )
     save_model(options.out, config, unet, vae, encoder)
