@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,28 @@ def test_a_stopped_run_keeps_its_state_and_says_so(
     config = ModelConfig.from_yaml(cut / "config.yaml")
     states = [load_unet(f / "unet.safetensors", config, torch.float32).state_dict() for f in (whole, cut)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.usefixtures("faces")
+def test_every_stage_from_nothing_gives_a_model(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentsync_memsafe.latentsync.training import recipe
+    from latentsync_memsafe.latentsync.training.speech import synthesis
+
+    monkeypatch.setattr(synthesis.shutil, "which", lambda name: None)  # no flite: the same everywhere
+    monkeypatch.setattr(recipe, "SCRATCH_STEPS", {"vae": 2, "hearing": 1, "faces": 1, "motion": 2})
+    monkeypatch.setattr(recipe, "gather", partial(recipe.gather, made=3))
+    out = tmp_path / "model"
+    options = ["train", "--from-scratch", f"--data={data}", f"--out={out}", "--device=cpu"]
+    assert main(options) == 0
+    stages = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert stages == ["vae", "hearing", "faces", "motion"]
+    bundle = load_models(out)
+    assert bundle.config == ModelConfig.published("demo")
+    assert sum(p.stat().st_size for p in out.rglob("*.safetensors")) < 40 * 10**6
+    assert main([*options, "--steps=3"]) == 2
+    assert "has its own schedule" in capsys.readouterr().err
 
 
 def empty(folder: Path, data: Path) -> dict[str, object]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import InputError
 from ..terminal import ProgressBar
 from .device import add_device_options, make_runtime
 
@@ -40,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, with a line on stdout now and then, and say where the model is."""
     a = arguments
-    if a.from_scratch and a.steps is not None:
-        raise InputError("--steps is of fine-tuning; --from-scratch has its own schedule.")
     from ...memsafe import Cancelled
     from ..training.recipe import Trainable, TrainingOptions, train_model
 

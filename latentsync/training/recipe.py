@@ -66,9 +66,7 @@ class TrainingOptions:
     out: Path  # the model folder; states for going on lie in `out`/training
     base: str = "demo"  # what to start from: demo, 1.6, 1.5 or a model folder
     scratch: bool = False  # the demo model from nothing
-    steps: int | None = (
-        None  # of fine-tuning; with `scratch`, a share of the usual steps (1000 = all of them)
-    )
+    steps: int | None = None  # of fine-tuning; None: 1000
     batch: int = 1  # windows a step, in fine-tuning
     learning_rate: float = 1e-5  # of fine-tuning
     trainable: Trainable | None = (
@@ -90,6 +88,8 @@ class TrainingOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
         if self.scratch and self.base != "demo":
             raise InputError(f"Only the demo model is trained from nothing; {self.base} is fine-tuned.")
+        if self.scratch and self.steps is not None:
+            raise InputError("steps are of fine-tuning; training from nothing has its own schedule.")
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,15 @@ def train_model(options: TrainingOptions, runtime: Runtime, report: Report = lam
 
 def _from_nothing(options: TrainingOptions, context: _Context) -> None:
     config = ModelConfig.published("demo")
-    share = (options.steps or 1000) / 1000
-    stage = lambda name, rate: LoopOptions(  # noqa: E731
-        name, max(round(SCRATCH_STEPS[name] * share), 2), rate, options.seed
-    )
+
+    def stage(name: str, rate: float, average: float = 0.999) -> LoopOptions:
+        return LoopOptions(name, SCRATCH_STEPS[name], rate, options.seed, average=average)
+
     clips = [*_clips(options, config, context), *_portrait(config, context)]
     sounds = gather(clips, options.seed)
-    vae = train_autoencoder(config.vae, clips, stage("vae", 5e-4), context.folder, batch=6, **context.common)
+    vae = train_autoencoder(
+        config.vae, clips, stage("vae", 5e-4, average=0.99), context.folder, batch=6, **context.common
+    )
     encoder = train_hearing(
         config.audio_encoder,
         sounds.real,
