@@ -35,7 +35,7 @@ from .speech import Sounds, gather
 logger = logging.getLogger(__name__)
 
 # Steps of the four stages of the demo model, as it was trained.
-SCRATCH_STEPS = {"vae": 3100, "hearing": 1000, "faces": 4200, "motion": 1000}
+SCRATCH_STEPS = {"vae": 3100, "hearing": 1000, "faces": 4200, "motion": 700}
 FINETUNE_STEPS = 1000
 
 
