@@ -13,8 +13,8 @@ from .result import print_plan, print_stages, print_summary, save_report
 
 HELP = "make a portrait speak with the small demo model"
 OUT = Path("output") / "demo.mp4"
-# A guided step of the demo model takes about 0.6 s for a window of 16 frames on two CPU cores, and the
-# sentence has 8 windows: 16 steps are about 80 s of the three minutes that a demo may take.
+# A guided step of the demo model takes 0.8 s for a window of 16 frames on two CPU cores, and the sentence has
+# 8 windows: with 16 steps the demo took two minutes, of the three that it may take.
 STEPS = 16
 
 
