@@ -29,7 +29,6 @@ from latentsync_memsafe.latentsync.timeline import timeline
 from latentsync_memsafe.latentsync.training.autoencoder import to_unit
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
 from latentsync_memsafe.latentsync.training.measures import outside_change
-from latentsync_memsafe.latentsync.training.mouth import mouth_state
 from latentsync_memsafe.latentsync.training.pairs import APART
 from latentsync_memsafe.latentsync.training.pool import hear
 from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression
@@ -108,14 +107,10 @@ def gather(bundle: ModelBundle) -> Material:
         sounds[f"{name}_audio"] = read_sound(folder / f"{name}_audio.wav")
         with open_video(path, fps=FPS) as source:
             clips[name] = align_clip(name, source, path, bundle.detector, bundle.config.resolution)
-    seen = {name: SpokenClip(clip.samples, mouth_states(clip)) for name, clip in clips.items()}
+    seen = {name: SpokenClip(clip.samples, clip.mouth) for name, clip in clips.items()}
     fitted_on = f"the real mouths of {' and '.join(TRAINED)}"
     judges = (_regression([seen[n] for n in TRAINED]), fitted_on, _regression([seen[UNSEEN]]))
     return Material(faces, clips, sounds, SPEECH, *judges)
-
-
-def mouth_states(clip: AlignedClip) -> np.ndarray:
-    return np.array([mouth_state(points) for points in clip.points], np.float32)
 
 
 def _regression(clips: Sequence[SpokenClip]) -> MouthRegression:

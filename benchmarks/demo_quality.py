@@ -38,7 +38,6 @@ from demo_cases import (
     Material,
     Take,
     gather,
-    mouth_states,
     perform,
     pieces,
     reconstruct,
@@ -217,7 +216,7 @@ class Benchmark:
             return
         clip = self.material.clips[UNSEEN]
         frames = self.extent.windows * self.bundle.config.num_frames
-        opening = mouth_states(clip)[:, 0]
+        opening = clip.mouth[:, 0]
         scores = [
             sync_of(opening[i * frames : (i + 1) * frames], "its own", sound, self.material)
             for i, sound in enumerate(pieces(clip.samples, frames))

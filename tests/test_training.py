@@ -29,7 +29,7 @@ from latentsync_memsafe.latentsync.training.loop import LoopOptions
 from latentsync_memsafe.latentsync.training.pairs import Pairs
 from latentsync_memsafe.latentsync.training.pool import WindowPool, hear
 from latentsync_memsafe.latentsync.training.recipe import Trainable, TrainingOptions
-from latentsync_memsafe.latentsync.training.speech.synthesis import silence, speak
+from latentsync_memsafe.latentsync.training.speech.synthesis import SpokenClip, silence, speak
 
 SIDE, FRAMES = 64, 4
 CPU = torch.device("cpu")
@@ -133,9 +133,10 @@ def test_a_window_of_the_pool_is_always_the_same(pool, clip, sounds, networks):
         FRAMES,
         seed=1,
         device=CPU,
-        held=1,
     )
-    again[7]  # pushed out by the next one
+    again[3], again[7]
+    again.forget(before=5)
+    assert list(again._known) == [7]
     for name in ("target", "masked", "reference", "audio", "pixels"):
         assert torch.equal(getattr(pool[3], name), getattr(again[3], name))
     assert not torch.equal(pool[3].target, pool[4].target)
@@ -271,3 +272,11 @@ def test_options_out_of_range(tmp_path, change, message):
 def test_clips_without_sound_need_synthetic_faces(clip, sounds):
     with pytest.raises(InputError, match="has sound and lasts 3 s"):
         Pairs([clip], sounds, [None], FRAMES, shares=(1, 0, 0))
+
+
+def test_a_sound_shorter_than_a_window_is_not_drawn(clip, sounds):
+    short = SpokenClip(np.zeros(640 * (FRAMES - 1), np.float32), np.zeros((FRAMES - 1, 2), np.float32))
+    pairs = Pairs([clip], [short, *sounds], [None], FRAMES, shares=(0, 0, 1))
+    drawn = [pairs.draw(np.random.default_rng(seed)) for seed in range(6)]
+    assert {pair.sound for pair in drawn} == {1, 2}
+    assert all(pair.target.shape == (FRAMES, SIDE, SIDE, 3) for pair in drawn)

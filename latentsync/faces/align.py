@@ -56,6 +56,14 @@ class Template:
             bias = 0.8 * bias + 0.2 * previous_bias
         return np.column_stack([linear, target_mean - linear @ source_mean + bias]), bias
 
+    def square_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """Frame pixels to the square's, float64 [2, 3], from frame pixels to crop pixels.
+
+        Pixel centres are whole numbers on both sides of the resize from the crop to the square.
+        """
+        scale = np.diag(self.resolution / np.array(self.crop_size, np.float64))
+        return np.column_stack([scale @ matrix[:, :2], scale @ (matrix[:, 2] + 0.5) - 0.5])
+
     def crop_box(
         self, matrix: np.ndarray, height: int, width: int, margin: int = 2
     ) -> tuple[int, int, int, int]:

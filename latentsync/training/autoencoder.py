@@ -54,12 +54,12 @@ def train_autoencoder(
         extra = torch.randn(posterior.mean.shape, generator=generator).to(device)
         latents = latents + LATENT_NOISE * posterior.mean.detach().std() * extra
         decoded = vae.decode(latents).sample.float()
-        absolute = (decoded - pixels).abs().mean()
-        edges = sum((_edges(decoded, axis) - _edges(pixels, axis)).abs().mean() for axis in (-1, -2))
-        chroma = F.avg_pool2d(_chroma(decoded) - _chroma(pixels), 4).abs().mean()
+        error = decoded - pixels
+        edges = sum(error.diff(dim=axis).abs().mean() for axis in (-1, -2))
+        chroma = F.avg_pool2d(error - error.mean(1, keepdim=True), 4).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        psnr = -10 * torch.log10(((decoded.detach() - pixels) / 2).square().mean())
-        loss = absolute + EDGE_WEIGHT * edges + CHROMA_WEIGHT * chroma + KL_WEIGHT * kl
+        psnr = -10 * torch.log10((error.detach() / 2).square().mean())
+        loss = error.abs().mean() + EDGE_WEIGHT * edges + CHROMA_WEIGHT * chroma + KL_WEIGHT * kl
         return loss, {"psnr": float(psnr), "chroma": float(chroma.detach())}
 
     train(vae, step, options, folder, report, check)
@@ -70,14 +70,6 @@ def train_autoencoder(
 def to_unit(images: np.ndarray) -> Tensor:
     """float32 [n, 3, h, w] in -1..1 from uint8 [n, h, w, 3]."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _chroma(images: Tensor) -> Tensor:
-    return images - images.mean(1, keepdim=True)
-
-
-def _edges(images: Tensor, axis: int) -> Tensor:
-    return images.diff(dim=axis)
 
 
 @torch.inference_mode()

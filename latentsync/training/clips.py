@@ -18,6 +18,7 @@ from ..faces.detect import Face
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
+from .mouth import mouth_state
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ class AlignedClip:
     points: np.ndarray  # float32 [n, 468, 2], mesh points in the square's pixels
     samples: np.ndarray  # float32 [t], 16 kHz mono, of exactly these frames; empty: no sound
     stills: np.ndarray  # uint8 [k, h, w, 3], whole frames
+
+    @property
+    def mouth(self) -> np.ndarray:
+        """float32 [n, 2]: opening and width of the mouth in every frame, as `mouth_state` measures them."""
+        return np.array([mouth_state(points) for points in self.points], np.float32)
 
 
 def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> list[AlignedClip]:
@@ -167,10 +173,8 @@ def _kept(path: Path, detector: FaceMeshDetector, resolution: int, cache: Path) 
 
 def to_square(points: np.ndarray, matrix: np.ndarray, template: Template) -> np.ndarray:
     """Mesh points [468, 2] of a frame in the pixels of the aligned square, float32."""
-    crop = points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
-    # Pixel centres are whole numbers on both sides of the resize to the square.
-    scale = template.resolution / np.array(template.crop_size, np.float64)
-    return ((crop + 0.5) * scale - 0.5).astype(np.float32)
+    to_square = template.square_matrix(matrix)
+    return (points.astype(np.float64) @ to_square[:, :2].T + to_square[:, 2]).astype(np.float32)
 
 
 def _samples(path: Path, start: int, stop: int) -> np.ndarray:

@@ -39,12 +39,12 @@ class Focus:
 class Batch:
     """Windows under noise, and what the UNet should say of them."""
 
-    sample: Tensor  # [b, 13, f, s, s]: noisy latents, mask, masked and reference latents
+    sample: Tensor  # [b, 3 c + 1, f, s, s]: noisy latents, mask, masked and reference latents
     steps: Tensor  # [b], of the noise schedule
     audio: Tensor  # [b, f, n, d]
-    noisy: Tensor  # [b, 4, f, s, s]
-    target: Tensor  # [b, 4, f, s, s], the clean latents
-    wanted: Tensor  # [b, 4, f, s, s], the right prediction
+    noisy: Tensor  # [b, c, f, s, s]
+    target: Tensor  # [b, c, f, s, s], the clean latents
+    wanted: Tensor  # [b, c, f, s, s], the right prediction
     alpha: Tensor  # [b, 1, 1, 1, 1], share of the signal's power
     weight: Tensor  # [1, 1, 1, s, s], of the loss
     frames: Tensor  # [k, 2], window and frame of a few pictures
@@ -70,6 +70,7 @@ def train_denoiser(
 
     def step(i: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         oldest = focus.first + int(i * focus.fresh)
+        pool.forget(oldest)
         numbers = rng.integers(oldest, oldest + focus.held, focus.batch)
         batch = draw_batch(pool, numbers.tolist(), focus.frames, scheduler, rng, generator, device)
         return denoising_loss(unet, vae if focus.pixels else None, batch, kind)

@@ -92,15 +92,12 @@ def outside_change(frame: np.ndarray, finished: np.ndarray, matrix: np.ndarray, 
     frame, finished: uint8 [h, w, 3]; matrix: [2, 3] from the frame's pixels to the crop's.
     """
     side = template.resolution
-    scale = np.diag(side / np.array(template.crop_size, np.float64))
-    # Pixel centres are whole numbers on both sides of the resize to the square.
-    to_square = np.column_stack([scale @ matrix[:, :2], scale @ (matrix[:, 2] + 0.5) - 0.5])
     x0, y0, x1, y1 = template.crop_box(matrix, *frame.shape[:2])
     differences = np.abs(finished.astype(np.int16) - frame).max(-1)
     if x0 < x1 and y0 < y1:
         touched = cv2.warpAffine(
             generated_region(side).astype(np.float32),
-            shifted(to_square, x0, y0),
+            shifted(template.square_matrix(matrix), x0, y0),
             (x1 - x0, y1 - y0),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         )

@@ -28,7 +28,7 @@ class Pair:
 
     target: np.ndarray  # uint8 [f, r, r, 3]
     reference: np.ndarray  # uint8 [f, r, r, 3], same face, another mouth
-    clip: int  # index of the sound
+    sound: int  # its index
     start: int  # its first frame
 
 
@@ -48,6 +48,8 @@ class Pairs:
         shares: tuple[float, float, float] = (0.3, 0.4, 0.3),  # real, reposed, drawn
     ) -> None:
         self._clips, self._sounds, self._frames = clips, sounds, frames
+        # Those that last a window; a user's clip may be shorter.
+        self._long = [i for i, sound in enumerate(sounds) if len(sound.mouth) >= frames]
         self._own = [(c, s) for c, s in enumerate(own) if s is not None and len(clips[c].faces) > 3 * APART]
         # Without a clip of use the real windows' share goes to reposed ones, if there are any.
         self._shares = shares if self._own or not shares[1] else (0.0, shares[0] + shares[1], shares[2])
@@ -65,7 +67,7 @@ class Pairs:
         strength = (rng.choice([0.0, 0.35, 1.0]), rng.choice([0.0, 0.6, 1.2]), rng.uniform(0.2, 0.8))[kind]
         if strength:
             look = Appearance.random(rng, self.side, float(strength))
-            pair = Pair(look(pair.target), look(pair.reference), pair.clip, pair.start)
+            pair = Pair(look(pair.target), look(pair.reference), pair.sound, pair.start)
         return pair
 
     def _real(self, rng: np.random.Generator) -> Pair:
@@ -135,9 +137,9 @@ class Pairs:
 
     def _heard(self, rng: np.random.Generator) -> tuple[int, int, np.ndarray]:
         """A sound, a moment of it, and the mouth states [f, 2] there."""
-        sound = int(rng.integers(len(self._sounds)))
+        sound = self._long[int(rng.integers(len(self._long)))]
         mouth = self._sounds[sound].mouth
-        start = int(rng.integers(max(len(mouth) - self._frames, 0) + 1))
+        start = int(rng.integers(len(mouth) - self._frames + 1))
         return sound, start, mouth[start : start + self._frames]
 
 

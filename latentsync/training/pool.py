@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +23,15 @@ _CHUNK = 16  # images encoded at once
 class EncodedWindow:
     """One window, on the CPU, in half precision."""
 
-    target: Tensor  # [4, f, s, s]
-    masked: Tensor  # [4, f, s, s]
-    reference: Tensor  # [4, f, s, s]
+    target: Tensor  # [c, f, s, s]
+    masked: Tensor  # [c, f, s, s]
+    reference: Tensor  # [c, f, s, s]
     audio: Tensor  # [f, n, d]
     pixels: Tensor  # uint8 [f, 3, r, r], of the target
 
 
 class WindowPool:
-    """Windows by number; a number always gives the same window, and the last `held` ones are kept."""
+    """Windows by number; a number always gives the same window, and windows are kept until `forget`."""
 
     def __init__(
         self,
@@ -42,20 +41,22 @@ class WindowPool:
         frames: int,
         seed: int,
         device: torch.device,
-        held: int = 600,
     ) -> None:
         self.frames = frames
         self.keep = keep_mask(pairs.side)
         self._pairs, self._vae, self._features = pairs, vae, features
-        self._seed, self._device, self._held = seed, device, held
-        self._known: OrderedDict[int, EncodedWindow] = OrderedDict()
+        self._seed, self._device = seed, device
+        self._known: dict[int, EncodedWindow] = {}
 
     def __getitem__(self, number: int) -> EncodedWindow:
         if number not in self._known:
             self._known[number] = self._make(number)
-            if len(self._known) > self._held:
-                self._known.popitem(last=False)
         return self._known[number]
+
+    def forget(self, before: int) -> None:
+        """Let go of the windows with lower numbers: at 512 px, 14 MB each."""
+        for number in [n for n in self._known if n < before]:
+            del self._known[number]
 
     def _make(self, number: int) -> EncodedWindow:
         pair = self._pairs.draw(np.random.default_rng([self._seed, 2, number]))
@@ -64,14 +65,14 @@ class WindowPool:
             encode(self._vae, images).transpose(0, 1).half().cpu()
             for images in (target, target * self.keep.to(self._device), reference)
         ]
-        audio = self._features[pair.clip][pair.start : pair.start + self.frames]
+        audio = self._features[pair.sound][pair.start : pair.start + self.frames]
         pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
         return EncodedWindow(latents[0], latents[1], latents[2], audio.half().cpu(), pixels)
 
 
 @torch.no_grad()
 def encode(vae: Any, images: Tensor) -> Tensor:
-    """Latents float32 [n, 4, s, s] as the pipeline scales them, of images [n, 3, r, r] in -1..1."""
+    """Latents float32 [n, c, s, s] as the pipeline scales them, of images [n, 3, r, r] in -1..1."""
     device = images.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cpu"):
         parts = [vae.encode(part).latent_dist.mode().float() for part in images.split(_CHUNK)]

@@ -97,6 +97,7 @@ class _Context:
     """What every stage needs."""
 
     device: torch.device
+    detector: FaceMeshDetector
     folder: Path
     report: Report
     check: Callable[[], None]
@@ -112,7 +113,9 @@ def train_model(options: TrainingOptions, runtime: Runtime, report: Report = lam
     Raises InputError for data that is of no use, CheckpointError for a missing base, TrainingError if the loss
     diverges, and Cancelled, with the state saved, when the host wants to stop.
     """
-    context = _Context(runtime.device, options.out / "training", report, runtime.check_interrupted)
+    context = _Context(
+        runtime.device, _detector(runtime.device), options.out / "training", report, runtime.check_interrupted
+    )
     if options.scratch:
         _from_nothing(options, context)
     else:
@@ -171,7 +174,7 @@ def _from_nothing(options: TrainingOptions, context: _Context) -> None:
 
 
 def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> None:
-    bundle = load_models(options.base, device=context.device, detector=_detector(context))
+    bundle = load_models(options.base, device=context.device, detector=context.detector)
     config, unet = bundle.config, bundle.unet
     clips = _clips(options, config, context)
     sounds = gather(clips, options.seed, made=60 if options.synthetic else 0)
@@ -210,15 +213,15 @@ def _halve_frozen(unet: nn.Module) -> None:
             parameter.data = parameter.data.half()
 
 
-def _detector(context: _Context) -> FaceMeshDetector:
-    detector = load_detector(device=context.device)
+def _detector(device: torch.device) -> FaceMeshDetector:
+    detector = load_detector(device=device)
     if not isinstance(detector, FaceMeshDetector):
         raise TrainingError("Training needs the face mesh models; run: latentsync-memsafe download faces")
     return detector
 
 
 def _clips(options: TrainingOptions, config: ModelConfig, context: _Context) -> list[AlignedClip]:
-    return read_folder(options.data, _detector(context), config.resolution, context.folder / "clips")
+    return read_folder(options.data, context.detector, config.resolution, context.folder / "clips")
 
 
 def _portrait(config: ModelConfig, context: _Context) -> list[AlignedClip]:
@@ -226,7 +229,7 @@ def _portrait(config: ModelConfig, context: _Context) -> list[AlignedClip]:
     from ..demo import astronaut
 
     return [
-        align_clip("astronaut", ArraySource(astronaut()[None]), None, _detector(context), config.resolution)
+        align_clip("astronaut", ArraySource(astronaut()[None]), None, context.detector, config.resolution)
     ]
 
 

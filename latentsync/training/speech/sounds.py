@@ -9,7 +9,6 @@ import numpy as np
 
 from ...audio import log_mel
 from ..clips import AlignedClip
-from ..mouth import mouth_state
 from .regression import MouthRegression
 from .synthesis import SpokenClip, random_clip, silence
 
@@ -43,8 +42,7 @@ def gather(clips: Sequence[AlignedClip], seed: int, made: int = MADE) -> Sounds:
     for clip in clips:
         own.append(len(real) if len(clip.samples) else None)
         if len(clip.samples):
-            mouth = np.array([mouth_state(points) for points in clip.points], np.float32)
-            real.append(SpokenClip(clip.samples, mouth))
+            real.append(SpokenClip(clip.samples, clip.mouth))
     regression = (
         MouthRegression.fit([log_mel(c.samples) for c in real], [c.mouth for c in real]) if real else None
     )
