@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -52,8 +51,7 @@ class Runtime:
         info = probe(device)
         if vram_limit_gb is not None:
             info = info.limited_to(vram_limit_gb)
-        plan = plan_for(info, memory_mode)
-        return cls(plan if dtype is None else replace(plan, dtype=dtype), info, host)
+        return cls(plan_for(info, memory_mode=memory_mode, dtype=dtype), info, host)
 
     @property
     def device(self) -> torch.device:

@@ -1,98 +1,17 @@
-"""Device, plan, runtime and streams of the memory runtime."""
+"""Runtime, residency and streams of the memory runtime."""
 
-import itertools
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cards import card
 from torch import nn
 
-from latentsync_memsafe.memsafe import (
-    Cancelled,
-    DeviceInfo,
-    MemoryMode,
-    NullHost,
-    Runtime,
-    Tier,
-    plan_for,
-    probe,
-    residency,
-)
+from latentsync_memsafe.memsafe import Cancelled, NullHost, Runtime, plan_for, probe, residency
 from latentsync_memsafe.memsafe.stream import Drain, prefetch
-
-GIB = 2**30
-
-
-def card(gigabytes: float, capability: tuple[int, int] = (8, 6), kind: str = "cuda") -> DeviceInfo:
-    size = int(gigabytes * GIB)
-    return DeviceInfo(kind, "test card", size, size, capability, capability >= (8, 0), 32 * GIB, 20 * GIB, 8)
-
-
-@pytest.mark.parametrize(
-    ("gigabytes", "tier"),
-    [
-        (4, Tier.COMPACT),
-        (6, Tier.COMPACT),
-        (7.8, Tier.COMPACT),
-        (9, Tier.COMPACT),
-        (9.9, Tier.STANDARD),
-        (15.9, Tier.STANDARD),
-        (18, Tier.STANDARD),
-        (19.7, Tier.PROFESSIONAL),
-        (23.9, Tier.PROFESSIONAL),
-        (32, Tier.PROFESSIONAL),
-        (39.5, Tier.DATACENTER),
-        (80, Tier.DATACENTER),
-    ],
-)
-def test_tier_follows_the_cards_size_and_falls_to_the_safer_side(gigabytes: float, tier: Tier) -> None:
-    assert plan_for(card(gigabytes)).tier is tier
-
-
-def test_less_memory_never_plans_larger_batches() -> None:
-    for mode in MemoryMode:
-        plans = [plan_for(card(size), mode) for size in (6, 12, 24, 80)]
-        for small, large in itertools.pairwise(plans):
-            for name in ("face_batch", "vae_batch", "windows", "decode_ahead", "encode_ahead"):
-                assert getattr(small, name) <= getattr(large, name)
-    for size in (6, 12, 24, 80):
-        batches = [plan_for(card(size), mode).vae_batch for mode in MemoryMode]
-        assert batches == sorted(batches)
-
-
-def test_precision_follows_what_the_card_can_do() -> None:
-    assert plan_for(card(80)).dtype is torch.bfloat16
-    assert plan_for(card(80, (7, 0))).dtype is torch.float16
-    assert plan_for(card(8, (7, 5))).dtype is torch.float16
-    assert plan_for(replace(card(64), kind="cpu")).dtype is torch.float32
-
-
-def test_a_limit_is_taken_for_the_cards_size() -> None:
-    limited = card(80).limited_to(8)
-    assert limited.total_memory == 8 * GIB and plan_for(limited).tier is Tier.COMPACT
-    assert card(8).limited_to(80).total_memory == 8 * GIB
-
-
-def test_unknown_devices_and_modes_are_refused() -> None:
-    with pytest.raises(ValueError, match="turbo"):
-        plan_for(card(8), "turbo")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU"):
-            probe("cuda")
-    with pytest.raises(ValueError, match="expected cuda, mps or cpu"):
-        probe("meta")
-    with pytest.raises(ValueError, match="'gpu'; expected cuda"):
-        probe("gpu")
-    assert probe("cpu").ram_total > 0
-
-
-def test_a_plan_can_be_written_down() -> None:
-    plan = plan_for(card(24)).as_dict()
-    assert plan["tier"] == "professional" and plan["dtype"] == "float16" and plan["device"] == "cuda"
 
 
 def test_a_stage_moves_modules_in_and_out_and_counts_time() -> None:
@@ -285,31 +204,3 @@ def test_a_module_on_another_device_of_the_same_kind_is_moved() -> None:
     assert residency._is_on(torch.empty(1, device="meta"), torch.device("meta"))
     assert not residency._is_on(torch.empty(1), torch.device("cuda", 0))
     assert not residency._is_on(torch.empty(1, device="meta"), torch.device("meta", 1))
-
-
-def test_a_gpu_is_known_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch.cuda replaced by two cards of which the second is current."""
-    cards = [
-        SimpleNamespace(name="first", major=7, minor=5),
-        SimpleNamespace(name="second", major=9, minor=0),
-    ]
-    for name, value in {
-        "is_available": lambda: True,
-        "device_count": lambda: 2,
-        "current_device": lambda: 1,
-        "init": lambda: None,
-        "mem_get_info": lambda index: (index * GIB, 8 * GIB),
-        "get_device_properties": lambda index: cards[index],
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    assert probe("cuda").device == torch.device("cuda", 1) and probe("cuda").name == "second"
-    assert not probe("cuda:0").bf16 and "cuda:0" in probe("cuda:0").describe()
-    with pytest.raises(ValueError, match=r"'cuda:2', but torch sees 2"):
-        probe("cuda:2")
-    monkeypatch.setattr(torch.version, "hip", "6.2")
-    assert probe("cuda:0").capability is None and probe("cuda:0").bf16
-
-
-def test_an_apple_gpus_memory_is_main_memory() -> None:
-    info = replace(card(6, kind="mps"), capability=None)
-    assert not plan_for(info).offload and plan_for(info).dtype is torch.float16

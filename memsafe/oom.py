@@ -1,0 +1,112 @@
+"""Which errors mean that memory ran out, and what such an error says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+# What libraries write into an untyped error when an allocation fails. Each was looked up, not guessed:
+_TEXTS = re.compile(
+    "|".join(
+        [
+            # torch: "CUDA out of memory. Tried to allocate", "HIP out of memory. Tried to allocate" (typed since
+            # 1.13, plain before and when a DataLoader passes it on), "CUDA error: out of memory", "MPS backend
+            # out of memory (MPS allocated:" (Comfy-Org/ComfyUI issue 7440). ONNX Runtime: "CUDA failure 2: out
+            # of memory ; GPU=0" (hacksider/Deep-Live-Cam issue 584).
+            r"out of memory",
+            # torch: "cuDNN error: CUDNN_STATUS_ALLOC_FAILED" (QwenLM/Qwen3-VL issue 151), "CUDA error:
+            # CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`" (QwenLM/Qwen3 issue 873), their
+            # HIP names, and CUFFT_ALLOC_FAILED.
+            r"(?:CU|HIP)(?:DNN|BLAS|FFT|SPARSE|SOLVER)_(?:STATUS_)?ALLOC_FAILED",
+            # The same since cuDNN 9: cudnnStatus_t 4003 and 4004.
+            r"DNN_STATUS_INTERNAL_ERROR_(?:HOST|DEVICE)_ALLOCATION_FAILED",
+            # MIOpen: its status 4, and what its handle throws (ROCm/MIOpen issue 47).
+            r"miopenStatusAllocFailed",
+            r"Memory not available to allocate buffer",
+            # torch on Metal, for one buffer larger than Metal gives (huggingface/diffusers issue 5894).
+            r"Invalid buffer size: [\d.]+ [KMGT]",
+            # torch on CPUs: c10/core/impl/alloc_cpu.cpp, Linux and Windows.
+            r"DefaultCPUAllocator: (?:can't allocate|not enough) memory",
+            # ONNX Runtime: core/framework/bfc_arena.cc (microsoft/onnxruntime issue 22702), also with a limit.
+            r"Failed to allocate memory for requested buffer",
+            r"Available memory of \d+ is smaller than requested bytes of",
+            # C++ itself, Linux and Windows (microsoft/onnxruntime issues 1725 and 16305).
+            r"std::bad_alloc",
+            r"bad allocation",
+        ]
+    ),
+    re.IGNORECASE,
+)
+_OF_THE_HOST = re.compile(r"DefaultCPUAllocator|HOST_ALLOCATION_FAILED|std::bad_alloc|bad allocation")
+
+_CV_NO_MEMORY = -4  # cv2.Error.StsNoMem: "(-4:Insufficient memory) Failed to allocate N bytes"
+
+# How the libraries above, and numpy ("Unable to allocate 1.00 EiB for an array"), give the size they wanted.
+_REQUESTED = re.compile(
+    r"(?:allocate(?: buffer:)?|buffer size:|buffer of size|requested bytes of) "
+    r"(?P<number>\d+(?:\.\d+)?)(?: ?(?P<unit>[KMGTPE])i?B)?",
+    re.IGNORECASE,
+)
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether an allocation failed, of device or main memory, in this error or in one it was raised from.
+
+    True for torch's and Python's own types, and for errors of torch, ONNX Runtime and OpenCV whose code or
+    text says so. An error of any other kind is none, whatever its text.
+    """
+    return any(_says_so(link) for link in _causes(error))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is kept of an out-of-memory error: plain values, for the error itself pins tensors."""
+
+    text: str  # the first line, for a report
+    requested: int | None  # bytes that could not be had, if it says
+    on_host: bool  # main memory ran out, not the device's
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Read an error that `is_oom`."""
+        said = next(link for link in _causes(error) if _says_so(link))
+        text = str(said)
+        on_host = isinstance(said, MemoryError) or _is_cv(said) or _OF_THE_HOST.search(text) is not None
+        line = text.strip().partition("\n")[0][:200]
+        return cls(line or type(said).__name__, requested_bytes(text), on_host)
+
+
+def requested_bytes(text: str) -> int | None:
+    """The size that an allocator says it could not give, in bytes; None if it names none."""
+    found = _REQUESTED.search(text)
+    if found is None:
+        return None
+    power = " KMGTPE".index((found["unit"] or " ").upper())
+    return int(float(found["number"]) * 1024**power) if power else int(float(found["number"]))
+
+
+def _says_so(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if _is_cv(error):
+        return getattr(error, "code", None) == _CV_NO_MEMORY
+    # The types of ONNX Runtime derive from Exception; it need not be installed to recognise them.
+    typed = isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] == "onnxruntime"
+    return typed and _TEXTS.search(str(error)) is not None
+
+
+def _is_cv(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "cv2"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__
