@@ -58,6 +58,11 @@ class SyncOptions:
     face_at: tuple[float, float] | None = None  # pixel (x, y) inside or nearest the wanted face
     missing_face: MissingFace = MissingFace.KEEP
     crf: int = 16  # H.264 quality, 0 (lossless) .. 51
+    reuse_latents: float | None = None  # encode a face anew only if a patch of it differs by more, 0 .. 255
+    # What may be done, at the cost of the picture or of time, when memory runs out and all else was tried.
+    allow_frame_windows: bool = False  # frames are denoised one by one, without motion between them
+    allow_lower_resolution: bool = False  # faces are generated at half the resolution
+    allow_cpu: bool = False  # networks run on the CPU
     parity: bool = (
         False  # the published arithmetic (integer points, 25 fps index, its frame count), to compare
     )
@@ -104,6 +109,13 @@ class SyncOptions:
         for name in ("seed", "steps", "resolution", "crf", "face_index"):
             if getattr(self, name) is not None:  # numpy's integers become Python's
                 set_(name, int(getattr(self, name)))
+        _check(
+            self.reuse_latents is None
+            or (_finite(self.reuse_latents) and 0.0 <= self.reuse_latents <= 255.0),
+            "reuse_latents",
+            self.reuse_latents,
+            "a mean difference from 0 to 255",
+        )
         if self.face_at is not None:
             point = tuple(self.face_at)
             _check(
@@ -115,6 +127,12 @@ class SyncOptions:
             set_("face_at", (float(point[0]), float(point[1])))
         if self.face_index is not None and self.face_at is not None:
             raise InputError("face_index and face_at were both given; give one of them.")
+
+    @property
+    def permissions(self) -> tuple[str, ...]:
+        """The fallbacks that are allowed when memory runs out, by the names of these options."""
+        names = ("allow_frame_windows", "allow_lower_resolution", "allow_cpu")
+        return tuple(name for name in names if getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -40,5 +40,9 @@ class NumericalError(LatentSyncError):
     """The networks produced values that are not finite."""
 
 
+class MemoryLimitError(LatentSyncError):
+    """Memory ran out, and everything that was allowed has been tried."""
+
+
 class TrainingError(LatentSyncError):
     """Training that cannot go on."""

@@ -1,16 +1,17 @@
-"""The networks on a batch of windows: encode the faces, denoise, decode, and paste each into its frame."""
+"""The networks on windows of frames: encode the faces, denoise, decode, and paste each into its frame."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ..memsafe import Runtime
+from ..memsafe import LatentCache, Runtime, Task, module_key, starting_over
 from .config import SyncOptions
 from .errors import NumericalError
 from .faces.align import Template
@@ -20,6 +21,7 @@ from .faces.mask import keep_mask, paste_alpha
 from .loading import ModelBundle
 from .sampling import denoise, make_scheduler, shared_noise
 from .windows import nearest_present, pingpong_indices
+from .workload import lower_resolution
 
 
 @dataclass(frozen=True)
@@ -27,143 +29,224 @@ class Window:
     """Consecutive output frames and the sound that belongs to each."""
 
     frames: Sequence[LocatedFrame]
-    audio: torch.Tensor  # float32 [len(frames), n, d]
+    audio: Tensor  # float32 [len(frames), n, d]
 
 
 @dataclass(frozen=True)
 class SyncedFace:
     """What the networks made of one face."""
 
-    pixels: torch.Tensor  # float32 [3, r, r] in about -1..1, where it is pasted
-    aligned: torch.Tensor  # uint8 [3, r, r], the face they were given, on the CPU
+    pixels: Tensor  # float32 [3, r, r] in about -1..1, where it is pasted
+    aligned: Tensor  # uint8 [3, r, r], the face they were given, on the CPU
 
 
 @dataclass(frozen=True)
 class _Batch:
     """What the UNet gets of one window."""
 
-    conditioning: torch.Tensor  # [1, 9, f, s, s]
-    audio: torch.Tensor  # [1, f, n, d]
-    faces: torch.Tensor  # uint8 [k, 3, r, r], aligned, of the frames with a face, on the CPU
-    present: list[int]  # their positions in the window
+    conditioning: Tensor  # [1, 9, f, s, s]
+    audio: Tensor  # [1, f, n, d]
+    present: list[int]  # positions of the frames with a face
 
 
 class WindowGenerator:
-    """Turns windows of located frames into faces, and pastes them into the frames one by one."""
+    """Turns windows of located frames into faces, and pastes them into the frames one by one.
+
+    cache: encoded faces, kept from one call and one run to the next; None: every face is encoded.
+    """
 
     def __init__(
-        self, bundle: ModelBundle, runtime: Runtime, options: SyncOptions, template: Template
+        self,
+        bundle: ModelBundle,
+        runtime: Runtime,
+        options: SyncOptions,
+        template: Template,
+        cache: LatentCache | None = None,
     ) -> None:
         self._bundle, self._runtime, self._options, self._template = bundle, runtime, options, template
+        self._cache = cache
+        self._encoder = None if cache is None else module_key(bundle.vae)
         self._scheduler = make_scheduler(bundle.config.scheduler)
-        self._keep = keep_mask(template.resolution).to(runtime.device)
-        # Faces are warped on the device, but not by Metal, which learnt to resize with antialiasing in torch
-        # 2.7 only; its memory is main memory, so nothing is lost.
-        self._canvas = torch.device("cpu") if runtime.device.type == "mps" else runtime.device
-        self._alpha = paste_alpha(template.resolution).to(self._canvas)
         vae_config: Any = bundle.vae.config
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
+        self._buffer: Tensor | None = None  # of decoded faces
+        self._settled: tuple[int, torch.device] | None = None
+        self._settle()
 
     @torch.inference_mode()
     def synthesize(self, windows: Sequence[Window]) -> list[SyncedFace | None]:
         """The faces of all windows' frames, in order; None for a frame without one."""
-        synced: list[list[SyncedFace | None]] = [[None] * len(window.frames) for window in windows]
-        batches = [self._prepare(window) for window in windows]
-        # Windows of one length share a call; in parity mode the last one may be shorter than the others.
-        lengths = {batch.audio.shape[1] for batch in batches if batch is not None}
-        for length in sorted(lengths):
-            chosen = [(w, b) for w, b in enumerate(batches) if b is not None and b.audio.shape[1] == length]
-            latents = self._denoise([batch for _, batch in chosen])
-            for (w, batch), sample in zip(chosen, latents, strict=True):
-                decoded = self._decode(sample[:, batch.present])
-                for i, face, aligned in zip(batch.present, decoded, batch.faces, strict=True):
-                    synced[w][i] = SyncedFace(face, aligned)
-        return [face for window in synced for face in window]
+        located = [frame for window in windows for frame in window.frames]
+        aligned = self._align([frame for frame in located if frame.matrix is not None])
+        if not aligned:
+            return [None] * len(located)
+        faces = starting_over(lambda: self._generate(windows, aligned))
+        synced = iter([SyncedFace(*pair) for pair in zip(faces, aligned, strict=True)])
+        return [None if frame.matrix is None else next(synced) for frame in located]
 
     @torch.inference_mode()
     def paste(self, located: LocatedFrame, face: SyncedFace | None) -> np.ndarray:
         """The finished frame; without a face the frame itself, untouched."""
         if face is None or located.matrix is None:
             return located.frame
-        with self._runtime.stage("paste"):
-            if not self._options.parity:
-                return paste(
-                    located.frame, face.pixels, self._alpha, located.matrix, self._template, located.strength
-                )
-            aligned = face.aligned.to(self._canvas).float() / 127.5 - 1
-            keep = self._keep.to(self._canvas)
-            mixed = face.pixels * (1 - keep) + aligned * keep
-            return restore(located.frame, mixed, located.matrix, self._template)
+        [finished] = self._runtime.batches([face], lambda _: [self._pasted(located, face)], stage="paste")
+        return finished
 
-    def _prepare(self, window: Window) -> _Batch | None:
-        """Align and encode a window's faces; None if it has none."""
-        present = [i for i, located in enumerate(window.frames) if located.matrix is not None]
+    def _settle(self) -> None:
+        """Make the masks for the device and the size of faces that are in force, unless that is done."""
+        side, device = self._template.resolution, self._runtime.device
+        drawn = lower_resolution(side) if self._runtime.relief.lower_resolution else side
+        if (drawn, device) == self._settled:
+            return
+        self._settled = (drawn, device)
+        self._side = drawn
+        self._keep = keep_mask(self._side).to(device)
+        # Faces are warped on the device, but not by Metal, which learnt to resize with antialiasing in torch
+        # 2.7 only; its memory is main memory, so nothing is lost.
+        self._canvas = torch.device("cpu") if device.type == "mps" else device
+        self._alpha = paste_alpha(side).to(self._canvas)
+
+    def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
+        """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
+
+        def aligned(some: list[LocatedFrame]) -> list[Tensor]:
+            return [
+                self._template.align(one.frame, one.matrix, self._canvas)
+                for one in some
+                if one.matrix is not None
+            ]
+
+        return list(self._runtime.batches(located, aligned, stage="align", size=len(located)))
+
+    def _generate(self, windows: Sequence[Window], aligned: Sequence[Tensor]) -> list[Tensor]:
+        """Faces float32 [3, r, r] in about -1..1 for all aligned ones, by what is in force at this moment."""
+        self._settle()
+        encoded = iter(self._encode(aligned))
+        batches = [batch for window in windows if (batch := self._batch(window, encoded)) is not None]
+        denoised: list[Tensor] = [torch.empty(0)] * len(batches)
+        # Windows of one length share a call; in parity mode the last one may be shorter than the others.
+        for length in sorted({batch.audio.shape[1] for batch in batches}):
+            chosen = [i for i, batch in enumerate(batches) if batch.audio.shape[1] == length]
+            latents = self._runtime.batches(
+                [batches[i] for i in chosen],
+                self._denoise,
+                stage="denoise",
+                modules=[self._bundle.unet],
+                task=Task.UNET_INFERENCE,
+                size=len(chosen),
+            )
+            for i, sample in zip(chosen, latents, strict=True):
+                denoised[i] = sample[batches[i].present]
+        del batches
+        return self._decode(torch.cat(denoised))
+
+    def _encode(self, faces: Sequence[Tensor]) -> list[Tensor]:
+        """Mask, masked-image and reference latents, [9, s, s], of aligned faces uint8 [3, r, r]."""
+
+        def encode(some: Sequence[Tensor]) -> Iterator[Tensor]:
+            return self._runtime.batches(
+                some,
+                self._encoded,
+                stage="encode",
+                modules=[self._bundle.vae],
+                task=Task.VAE_ENCODE,
+                size=len(some),
+            )
+
+        if self._cache is None:
+            return list(encode(faces))
+        how = (self._encoder, self._side, self._runtime.relief.vae_tiling)
+        latents = self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
+        return [one.to(self._runtime.device) for one in latents]
+
+    def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
+        vae: Any = self._bundle.vae
+        dtype = next(vae.parameters()).dtype
+        pixels = torch.stack(faces).to(self._runtime.device).float() / 127.5 - 1
+        if self._side != self._template.resolution:
+            pixels = F.interpolate(pixels, size=(self._side, self._side), mode="area")
+        # Masked and reference image one after the other: half the memory of one batch.
+        masked, reference = (
+            (vae.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
+            for image in (pixels * self._keep, pixels)
+        )
+        mask = F.interpolate(self._keep[None], size=masked.shape[-2:], mode="nearest")
+        yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1)
+
+    def _batch(self, window: Window, encoded: Iterator[Tensor]) -> _Batch | None:
+        """Put a window's latents and sound together, filled up to the model's length; None without a face."""
+        here = [located.matrix is not None for located in window.frames]
+        present = [i for i, is_here in enumerate(here) if is_here]
         if not present:
             return None
-        with self._runtime.stage("align"):
-            faces = torch.stack(
-                [
-                    self._template.align(located.frame, located.matrix, self._canvas)
-                    for located in window.frames
-                    if located.matrix is not None
-                ]
-            )
-        latents = self._encode(faces)
-        size = len(window.frames) if self._options.parity else self._bundle.config.num_frames
-        order = pingpong_indices(len(window.frames), size)
-        lender = nearest_present([located.matrix is not None for located in window.frames])
+        latents = torch.stack([next(encoded) for _ in present], dim=1)
+        size = len(here) if self._options.parity else self._bundle.config.num_frames
+        order = pingpong_indices(len(here), size)
+        lender = nearest_present(here)
         rows = [present.index(lender[i]) for i in order]
-        conditioning = latents[rows].permute(1, 0, 2, 3)[None]
-        return _Batch(conditioning, window.audio[order][None].to(self._runtime.device), faces, present)
+        return _Batch(latents[None, :, rows], window.audio[order][None].to(self._runtime.device), present)
 
-    def _encode(self, faces: torch.Tensor) -> torch.Tensor:
-        """Mask, masked-image and reference latents, [k, 9, s, s], of aligned faces uint8 [k, 3, r, r]."""
-        vae: Any = self._bundle.vae
-        dtype = next(vae.parameters()).dtype
-        encoded: list[torch.Tensor] = []
-        with self._runtime.stage("encode", vae):
-            for chunk in faces.split(self._runtime.plan.vae_batch):
-                pixels = chunk.to(self._runtime.device).float() / 127.5 - 1
-                # Masked and reference image one after the other: half the memory of one batch.
-                masked, reference = (
-                    (vae.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
-                    for image in (pixels * self._keep, pixels)
-                )
-                mask = F.interpolate(self._keep[None], size=masked.shape[-2:], mode="nearest")
-                encoded.append(torch.cat([mask.expand(len(chunk), -1, -1, -1), masked, reference], dim=1))
-        return torch.cat(encoded)
-
-    def _denoise(self, batches: Sequence[_Batch]) -> torch.Tensor:
-        options, plan = self._options, self._runtime.plan
+    def _denoise(self, batches: list[_Batch]) -> Iterator[Tensor]:
+        """Latents [f, 4, s, s] of each window."""
         conditioning = torch.cat([batch.conditioning for batch in batches])
-        channels = (conditioning.shape[1] - 1) // 2
-        noise = shared_noise(options.seed, channels, conditioning.shape[-1])
-        with self._runtime.stage("denoise", self._bundle.unet):
-            return denoise(
-                self._bundle.unet,
-                self._scheduler,
-                noise,
-                conditioning,
-                torch.cat([batch.audio for batch in batches]),
-                steps=options.steps,
-                guidance=options.guidance,
-                passes=plan.guidance_passes,
-                before_step=self._runtime.check_interrupted,
-            )
+        audio = torch.cat([batch.audio for batch in batches])
+        length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
+        parts = zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True)
+        latents = torch.cat([self._denoised(*part) for part in parts], dim=2)
+        yield from latents.transpose(1, 2)
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Faces float32 [k, 3, r, r] in about -1..1 from latents [4, k, s, s]."""
+    def _denoised(self, conditioning: Tensor, audio: Tensor) -> Tensor:
+        channels = (conditioning.shape[1] - 1) // 2
+        return denoise(
+            self._bundle.unet,
+            self._scheduler,
+            shared_noise(self._options.seed, channels, conditioning.shape[-1]),
+            conditioning,
+            audio,
+            steps=self._options.steps,
+            guidance=self._options.guidance,
+            passes=self._runtime.guidance_passes,
+            before_step=self._runtime.check_interrupted,
+        )
+
+    def _decode(self, latents: Tensor) -> list[Tensor]:
+        """Faces float32 [3, r, r] in about -1..1 from latents [k, 4, s, s]."""
+        decoded = self._runtime.batches(
+            latents,
+            self._decoded,
+            stage="decode",
+            modules=[self._bundle.vae],
+            task=Task.VAE_DECODE,
+            size=len(latents),
+        )
+        if not self._runtime.plan.preallocate:
+            return list(decoded)
+        side = self._template.resolution
+        if self._buffer is None or len(self._buffer) < len(latents) or self._buffer.device != self._canvas:
+            # All faces of the last call have been pasted by now.
+            self._buffer = torch.empty(len(latents), 3, side, side, device=self._canvas)
+        return [row.copy_(face) for row, face in zip(self._buffer, decoded, strict=False)]
+
+    def _decoded(self, latents: list[Tensor]) -> Iterator[Tensor]:
         vae: Any = self._bundle.vae
         dtype = next(vae.parameters()).dtype
-        scaled = (latents.permute(1, 0, 2, 3) / self._scale + self._shift).to(dtype)
-        with self._runtime.stage("decode", vae):
-            faces = torch.cat(
-                [vae.decode(chunk).sample.float() for chunk in scaled.split(self._runtime.plan.vae_batch)]
+        faces = vae.decode((torch.stack(latents) / self._scale + self._shift).to(dtype)).sample.float()
+        if not torch.isfinite(faces).all():
+            raise NumericalError(
+                f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "
+                "another VAE file, or run with --precision fp32."
             )
-            if not torch.isfinite(faces).all():
-                raise NumericalError(
-                    f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "
-                    "another VAE file, or run with --precision fp32."
-                )
-        return faces.to(self._canvas)
+        side = self._template.resolution
+        if self._side != side:
+            faces = F.interpolate(faces, size=(side, side), mode="bicubic", align_corners=False)
+        yield from faces.to(self._canvas)
+
+    def _pasted(self, located: LocatedFrame, face: SyncedFace) -> np.ndarray:
+        pixels = face.pixels.to(self._canvas)
+        assert located.matrix is not None
+        if not self._options.parity:
+            return paste(located.frame, pixels, self._alpha, located.matrix, self._template, located.strength)
+        aligned = face.aligned.to(self._canvas).float() / 127.5 - 1
+        keep = keep_mask(self._template.resolution).to(self._canvas)
+        return restore(located.frame, pixels * (1 - keep) + aligned * keep, located.matrix, self._template)

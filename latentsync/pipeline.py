@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..memsafe import Runtime
+from ..memsafe import LatentCache, Runtime, Task, VideoShape
 from ..memsafe.stream import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .config import Extend, Length, SyncOptions
@@ -30,12 +30,14 @@ from .report import Report
 from .timeline import timeline
 from .video import ArraySource, FrameSource, VideoWriter, check_target, open_video
 from .windows import grouped
+from .workload import explaining_memory, workload_of
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
+LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 512 faces of 512 px
 SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
 
 Source = str | Path | FrameSource | np.ndarray
@@ -51,6 +53,7 @@ class LipSyncPipeline:
     def __init__(self, bundle: ModelBundle, runtime: Runtime | None = None) -> None:
         self.bundle = bundle
         self.runtime = runtime if runtime is not None else Runtime.auto()
+        self._latents = LatentCache(LATENT_CACHE_BYTES)
 
     def run(
         self,
@@ -82,6 +85,7 @@ class LipSyncPipeline:
                 crf=options.crf,
             )
             with (
+                explaining_memory(),
                 writer,
                 Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain,
                 closing(self._finished(frames, sound, options, report)) as finished,
@@ -98,7 +102,7 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         report: Report | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield finished frames, uint8 [n, h, w, 3] RGB, as many at a time as the plan denoises together.
+        """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window.
 
         Lazy: they are computed when they are asked for. `report`, if given, is filled on the way.
         """
@@ -107,26 +111,38 @@ class LipSyncPipeline:
             _opened(source, options) as frames,
             closing(self._finished(frames, open_audio(audio), options, report)) as finished,
         ):
-            for window in grouped(finished, self._frames_per_call):
+            for window in grouped(finished, self.bundle.config.num_frames):
                 yield np.stack(window)
         self._complete(report)
-
-    @property
-    def _frames_per_call(self) -> int:
-        """Frames denoised together: whole windows."""
-        return self.bundle.config.num_frames * self.runtime.plan.windows
 
     def _finished(
         self, source: FrameSource, sound: AudioSource, options: SyncOptions, report: Report
     ) -> Generator[np.ndarray, None, None]:
-        """Finished frames; each source frame is let go as soon as its finished one is handed on."""
-        runtime, config = self.runtime, self.bundle.config
+        """Finished frames of one run of the runtime; what it could not get into memory is explained."""
         _check_source(source, options)
-        runtime.begin()
-        self._describe(report, source)
-        template = Template(options.resolution or config.resolution)
+        side = options.resolution or self.bundle.config.resolution
+        video = VideoShape(source.height, source.width, source.frame_estimate)
+        with (
+            explaining_memory(),
+            workload_of(self.bundle, self.runtime, options, side, video) as workload,
+            self.runtime.run(workload),
+        ):
+            self.runtime.pressure.add("cached latents let go", self._latents.clear, cost=3)
+            self._describe(report, source)
+            yield from self._synced(source, sound, options, Template(side), report)
+
+    def _synced(
+        self,
+        source: FrameSource,
+        sound: AudioSource,
+        options: SyncOptions,
+        template: Template,
+        report: Report,
+    ) -> Generator[np.ndarray, None, None]:
+        """Finished frames; each source frame is let go as soon as its finished one is handed on."""
+        runtime = self.runtime
         features = FeatureStream(
-            self.bundle.audio_encoder,
+            self._hear,
             sound,
             parity=options.parity,
             pad_to=_video_seconds(source) if options.length is Length.VIDEO else None,
@@ -136,12 +152,13 @@ class LipSyncPipeline:
         fps = PARITY_FPS if options.parity else source.fps
         times = (Fraction(i) / fps for i in count_up())
         locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
-        generator = WindowGenerator(self.bundle, runtime, options, template)
+        generator = WindowGenerator(self.bundle, runtime, options, template, self._latents)
+        at_once = runtime.frames_at_once(self.bundle.config.num_frames)
         ticks = self._timed("read", timeline(source, total, options.extend))
         runtime.report_progress("prepare", 0, total)
         with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
             heard = features.windows(times)
-            for group in grouped(locator.locate(decoded), self._frames_per_call):
+            for group in grouped(locator.locate(decoded), at_once):
                 faces = deque(generator.synthesize(self._windows(group, heard)))
                 located = deque(group)
                 group.clear()
@@ -152,6 +169,7 @@ class LipSyncPipeline:
                         runtime.host.preview(finished)
                     yield finished
                     del finished
+                    runtime.frame_finished()
                 runtime.report_progress("sync", report.frames, total)
         if not locator.found:
             wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
@@ -164,15 +182,30 @@ class LipSyncPipeline:
 
     def _windows(self, group: list[LocatedFrame], heard: Iterator[torch.Tensor]) -> list[Window]:
         """Put the sound to the frames."""
-        windows = []
-        for frames in grouped(group, self.bundle.config.num_frames):
-            with self.runtime.stage("audio", self.bundle.audio_encoder), torch.inference_mode():
-                windows.append(Window(frames, torch.stack(list(islice(heard, len(frames))))))
-        return windows
+        return [
+            Window(frames, torch.stack(list(islice(heard, len(frames)))))
+            for frames in grouped(group, self.bundle.config.num_frames)
+        ]
+
+    def _hear(self, mels: torch.Tensor) -> torch.Tensor:
+        """The audio encoder's states of mels [b, 80, 3000], on its device."""
+        encoder = self.bundle.audio_encoder
+
+        def states(some: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+            mel = torch.stack(some).to(self.runtime.device, next(encoder.parameters()).dtype)
+            with torch.inference_mode():
+                yield from encoder(mel)
+
+        return torch.stack(list(self.runtime.batches(mels, states, stage="audio", modules=[encoder])))
 
     def _detect(self, frames: np.ndarray) -> list[list[Face]]:
-        with self.runtime.stage("detect"), torch.inference_mode():
-            return self.bundle.detector.detect(frames)
+        def faces(some: list[np.ndarray]) -> list[list[Face]]:
+            with torch.inference_mode():
+                return self.bundle.detector.detect(np.stack(some))
+
+        return list(
+            self.runtime.batches(frames, faces, stage="detect", task=Task.FACE_PROCESSING, size=len(frames))
+        )
 
     def _frame_count(self, features: FeatureStream, source: FrameSource, options: SyncOptions) -> int | None:
         """How many frames come out; None if only the end of the video tells."""
@@ -201,6 +234,7 @@ class LipSyncPipeline:
     def _complete(self, report: Report) -> None:
         # Only now: gigabytes of weights are hashed aside, and a reader waits for them.
         report.hashes = dict(self.bundle.hashes)
+        report.retries = self.runtime.retries
         peaks = self.runtime.peak_memory()
         report.peak_ram, report.peak_vram = peaks["ram"] or 0, peaks["vram"]
         report.seconds = {name: round(seconds, 3) for name, seconds in self.runtime.seconds.items()}

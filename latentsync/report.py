@@ -25,6 +25,7 @@ class Report:
     duration: float = 0.0  # seconds of the output
     audio_duration: float = 0.0  # seconds of the driving sound
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
+    retries: list[dict[str, Any]] = field(default_factory=list)  # what was done because memory ran out
     seconds: dict[str, float] = field(default_factory=dict)  # per stage; stages overlap
     total_seconds: float = 0.0
     peak_ram: int = 0  # bytes, of the process

@@ -91,7 +91,9 @@ class AdaptiveMemoryOptimizer:
         self._decide(_shape(networks, dtype), side, video, dtype)
         if ours:
             before = pipeline.runtime
-            pipeline.runtime = Runtime(self.plan, self.info, getattr(before, "host", None))
+            pipeline.runtime = Runtime(
+                self.plan, self.info, getattr(before, "host", None), history=self._history
+            )
         else:
             self._switch_on(pipeline)
         self._say(type(pipeline).__name__)

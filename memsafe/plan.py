@@ -15,6 +15,7 @@ from .device import GIB, DeviceInfo
 logger = logging.getLogger(__name__)
 
 MOST_WINDOWS = 7  # beyond, temporal attention of a guided 512 px window batch exceeds CUDA's 65,535 blocks
+SLICES = 4  # parts of attention and feed-forward layers where they are computed in parts
 RESOLUTION = 512  # pixels a side, where none is given: the largest the published models were trained at
 
 
@@ -173,8 +174,8 @@ def plan_for(
         offload=small and info.kind == "cuda",  # an Apple GPU's memory is main memory: nothing to leave
         memory_mode=mode,
         frames_in_flight=windows * (model.window_frames if model is not None else 16),
-        attention_slices=4 if small else 1,
-        feed_forward_slices=4 if small else 1,
+        attention_slices=SLICES if small else 1,
+        feed_forward_slices=SLICES if small else 1,
         vae_tiling=small,
         vae_tile=row.tile,
         stream_weights=info.kind == "cuda" and model is None and info.usable_memory < _STREAM_BELOW * GIB,
@@ -240,7 +241,7 @@ def _smaller(plan: MemoryPlan, model: ModelShape, resolution: int, leaves: bool)
         frames = (plan.windows - 1) * model.window_frames
         return replace(plan, windows=plan.windows - 1, frames_in_flight=frames)
     if plan.guidance_passes == 1:
-        return replace(plan, guidance_passes=2, attention_slices=4, feed_forward_slices=4)
+        return replace(plan, guidance_passes=2, attention_slices=SLICES, feed_forward_slices=SLICES)
     if plan.vae_batch > 1:
         return replace(plan, vae_batch=plan.vae_batch // 2)
     if leaves and not plan.offload:

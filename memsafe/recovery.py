@@ -123,18 +123,23 @@ class Ladder:
         offered = [rung for rung in rungs if rung.name in actions]
         self._left = [rung for rung in offered if rung.permission is None or rung.permission in allowed]
         self._actions, self._stages = dict(actions), dict(stages)
-        # What the user could still allow, in the order of the rungs.
-        self.denied = [rung.permission for rung in offered if rung.permission and rung not in self._left]
+        self._denied = [rung for rung in offered if rung not in self._left]
 
     def take(self, stage: str, failure: Failure, relief: Relief) -> Rung | None:
         """The next rung that may help; it will not come again. None if there is none."""
         self._left = [rung for rung in self._left if not getattr(relief, rung.name)]
         for rung in self._left:
-            helps = stage in self._stages.get(rung.name, [stage])
-            if helps and not (rung.fills_host and failure.on_host):
+            if self._helps(rung, stage) and not (rung.fills_host and failure.on_host):
                 self._left.remove(rung)
                 return rung
         return None
+
+    def denied(self, stage: str) -> list[str]:
+        """The permissions that could still help a stage, in the order of the rungs."""
+        return [rung.permission for rung in self._denied if rung.permission and self._helps(rung, stage)]
+
+    def _helps(self, rung: Rung, stage: str) -> bool:
+        return stage in self._stages.get(rung.name, [stage])
 
     def action(self, rung: Rung) -> Action | None:
         """What makes the rung true, besides the Relief."""
@@ -277,7 +282,7 @@ class Recovery:
             had = f"with {_size(free)} of {_size(total)} of {name} free"
         tried = ", ".join(["one item at a time", *(rung.name for rung in self._taken)])
         # The last permissions cost the picture less than the first one does.
-        options = [*(f"{name}=True" for name in self._ladder.denied[-2:]), *self._advice][:2]
+        options = [*(f"{name}=True" for name in self._ladder.denied(stage)[-2:]), *self._advice][:2]
         return (
             f"Memory ran out in {stage}: it needed {needed}, {had}, even with {tried}. "
             f"Try {' or '.join(options)}."

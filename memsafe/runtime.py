@@ -1,37 +1,58 @@
-"""The one object a pipeline gets: the plan, the device, the host, and the clock."""
+"""The one object a pipeline gets: the plan, the device, the host, the clock, and guarded calls of the networks."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from .device import (
-    DeviceInfo,
-    peak_device_memory,
-    peak_host_memory,
-    probe,
-    reset_peak_device_memory,
-    synchronize,
-)
+from .budget import Task
+from .device import DeviceInfo, empty_cache, peak_host_memory, probe, synchronize
+from .guard import Guard, Workload
+from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
-from .plan import MemoryMode, MemoryPlan, plan_for
+from .plan import SLICES, MemoryMode, MemoryPlan, plan_for
+from .pressure import PressureWatch
+from .recovery import Action, Relief
 from .residency import Residency
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Runtime:
-    """Decides where modules live while they are used, times stages, and speaks to the host."""
+    """Decides where modules live while they are used and how much is computed at a time, and speaks to the host.
 
-    def __init__(self, plan: MemoryPlan, info: DeviceInfo, host: Host | None = None) -> None:
+    history: file that keeps measured batches for the next run; None: nothing is kept.
+    """
+
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        info: DeviceInfo,
+        host: Host | None = None,
+        *,
+        history: Path | None = None,
+    ) -> None:
         self.plan = plan
         self.info = info
         self.host: Host = host if host is not None else NullHost()
         self.seconds: dict[str, float] = defaultdict(float)  # per stage, of the current run
+        self._history = history
+        self._refit: Callable[[Workload], tuple[DeviceInfo, MemoryPlan]] | None = None
         self._residency = Residency(plan.device, plan.offload)
+        self._finished = 0  # frames of the current run
+        self._guard = self._new_guard(Workload())
         self._started = time.monotonic()
 
     @classmethod
@@ -46,23 +67,111 @@ class Runtime:
     ) -> Runtime:
         """A runtime for `device`, or the best there is; `vram_limit_gb` is taken for the card's size.
 
-        `dtype` replaces the plan's precision. Raises ValueError for an unusable device or an unknown memory mode.
+        The plan is made anew for every run, from its networks and what is free then. `dtype` replaces the
+        plan's precision. Raises ValueError for an unusable device, a limit that is no size, or an unknown
+        memory mode.
         """
-        info = probe(device)
-        if vram_limit_gb is not None:
-            info = info.limited_to(vram_limit_gb)
-        return cls(plan_for(info, memory_mode=memory_mode, dtype=dtype), info, host)
+
+        def look() -> DeviceInfo:
+            info = probe(device)
+            return info if vram_limit_gb is None else info.limited_to(vram_limit_gb)
+
+        def fitted(workload: Workload) -> tuple[DeviceInfo, MemoryPlan]:
+            info = look()
+            shape, side, video = workload.shape, workload.resolution, workload.video
+            return info, plan_for(info, shape, side, video, memory_mode, dtype=dtype)
+
+        info = look()
+        runtime = cls(
+            plan_for(info, memory_mode=memory_mode, dtype=dtype), info, host, history=default_history_path()
+        )
+        runtime._refit = fitted
+        return runtime
 
     @property
     def device(self) -> torch.device:
         """Where the networks compute."""
         return self.plan.device
 
-    def begin(self) -> None:
-        """Reset clock, stage times and peaks for a new run."""
+    @property
+    def relief(self) -> Relief:
+        """The fallbacks in force, to be obeyed at every call."""
+        return self._guard.recovery.relief
+
+    @property
+    def guidance_passes(self) -> int:
+        """1: both guidance halves in one batch; 2: one after the other."""
+        return 2 if self.relief.two_pass_guidance else self.plan.guidance_passes
+
+    @property
+    def attention_slices(self) -> int:
+        """Parts in which attention is computed one after the other."""
+        return max(self.plan.attention_slices, SLICES if self.relief.slicing else 1)
+
+    @property
+    def feed_forward_slices(self) -> int:
+        """Parts in which feed-forward layers are."""
+        return max(self.plan.feed_forward_slices, SLICES if self.relief.slicing else 1)
+
+    @property
+    def pressure(self) -> PressureWatch:
+        """The current run's watch on free memory, to which measures may be added."""
+        return self._guard.pressure
+
+    @property
+    def retries(self) -> list[dict[str, Any]]:
+        """What was done in the current run because memory ran out, as plain values."""
+        return self._guard.recovery.report()
+
+    @contextmanager
+    def run(self, workload: Workload = Workload()) -> Iterator[None]:  # noqa: B008 - frozen
+        """One run: clock, stage times, peaks and fallbacks start anew; what was measured is kept on leaving."""
+        if self._refit is not None:
+            self.info, self.plan = self._refit(workload)
+        planned = self.plan
+        self._residency = Residency(planned.device, planned.offload)
+        self._finished = 0
         self.seconds.clear()
         self._started = time.monotonic()
-        reset_peak_device_memory(self.device)
+        self._guard = self._new_guard(workload)
+        try:
+            yield
+        finally:
+            self._guard.budget.save()
+            self.plan = planned  # a fallback may have changed it
+            empty_cache(self.device)
+
+    def batches(
+        self,
+        items: Iterable[T],
+        call: Callable[[list[T]], Iterable[R]],
+        *,
+        stage: str,
+        modules: Iterable[nn.Module] = (),
+        task: Task | None = None,
+        size: int = 1,
+    ) -> Generator[R, None, None]:
+        """Yield a result for every item, in order, from `call` on as many at a time as fit (see `run_batches`).
+
+        stage: the name under which it is timed and remembered. modules: on the device from the first batch to
+        the last. task: whose budget says how many fit, at most `size`; None: always `size`.
+        """
+        modules = tuple(modules)
+        with ExitStack() as resident:
+
+            @contextmanager
+            def inside() -> Iterator[None]:
+                try:
+                    with self.stage(stage):
+                        # Entered here, so that weights that do not fit are a batch that does not.
+                        resident.enter_context(self._residency.on_device(modules))
+                        yield
+                        synchronize(self.device)
+                except BaseException:
+                    resident.close()
+                    raise
+
+            yield from self._guard.batches(items, call, inside, stage=stage, task=task, size=size)
 
     @contextmanager
     def stage(self, name: str, *modules: nn.Module) -> Iterator[None]:
@@ -80,6 +189,19 @@ class Runtime:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
+    def frame_finished(self) -> None:
+        """Count a frame; after as many as the plan says, torch's cache of freed blocks is emptied."""
+        self._finished += 1
+        if self.plan.clear_every is not None and self._finished % self.plan.clear_every == 0:
+            empty_cache(self.device)
+
+    def frames_at_once(self, window: int) -> int:
+        """Frames gathered for the networks: whole windows of `window` frames, as many as memory is foreseen for."""
+        budget = self._guard.budget
+        wanted = max(self.plan.frames_in_flight, window * budget.get_optimal_batch_size(Task.UNET_INFERENCE))
+        affordable = budget.get_optimal_batch_size(Task.FRAMES)
+        return max(min(wanted, affordable) // window, 1) * window
+
     def check_interrupted(self) -> None:
         """Raise Cancelled if the host wants to stop."""
         if self.host.interrupted():
@@ -87,15 +209,48 @@ class Runtime:
 
     def report_progress(self, stage: str, done: int, total: int | None) -> None:
         """Tell the host how far the run has come."""
-        seconds = time.monotonic() - self._started
+        seconds = self.elapsed
         eta = seconds / done * (total - done) if done and total is not None else None
         self.host.progress(Progress(stage, done, total, seconds, eta))
 
     @property
     def elapsed(self) -> float:
-        """Seconds since `begin`."""
+        """Seconds since the run began."""
         return time.monotonic() - self._started
 
     def peak_memory(self) -> dict[str, int | None]:
-        """Most bytes held: `ram` by the process so far, `vram` by torch since `begin` (None without a GPU)."""
-        return {"ram": peak_host_memory(), "vram": peak_device_memory(self.device)}
+        """Most bytes held: `ram` by the process so far, `vram` by torch in this run (None without a GPU)."""
+        return {"ram": peak_host_memory(), "vram": self._guard.peak_memory()}
+
+    def _new_guard(self, workload: Workload) -> Guard:
+        plan = self.plan
+        relief = Relief(
+            two_pass_guidance=plan.guidance_passes == 2,
+            slicing=plan.attention_slices > 1 and plan.feed_forward_slices > 1,
+            offload=plan.offload,
+            stream_weights=plan.stream_weights,
+        )
+        fallbacks = {"single_frame": None, **workload.fallbacks, **self._own_fallbacks(workload)}
+        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, self._history)
+
+    def _own_fallbacks(self, workload: Workload) -> Mapping[str, Action | None]:
+        """What a runtime can give up by itself: the place of the weights, and at last the device."""
+        if self.device.type in ("cpu", "mps"):  # an Apple GPU's memory is main memory: nothing to leave
+            return {}
+
+        def offload() -> bool:
+            self._residency.offload = True
+            return self._residency.evict(workload.networks)
+
+        def stream_weights() -> None:
+            self._residency.stream_weights = True
+
+        def cpu() -> bool:
+            self.plan = replace(self.plan, device=torch.device("cpu"))
+            self._residency = Residency(self.device, offload=False)
+            with torch.inference_mode(False):
+                for network in workload.networks:
+                    network.to(self.device)
+            return True
+
+        return {"offload": offload, "stream_weights": stream_weights, "cpu": cpu}

@@ -1,5 +1,6 @@
 """Files that several tests work on, made once a session."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from small_models import save_tiny_folder
 
 # The networks of the tests are so small that waking a second thread costs more than it computes.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs of the tests measure is not kept in the user's own history of batch sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

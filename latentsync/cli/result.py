@@ -24,8 +24,9 @@ def print_summary(out: Path, report: Report) -> None:
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """What is held and computed at a time, a line each."""
+    width = max(map(len, plan))
     for name, value in plan.items():
-        print(f"  {name.replace('_', ' '):16} {value}")
+        print(f"  {name.replace('_', ' '):{width}} {value}")
 
 
 def print_stages(report: Report, load: float) -> None:

@@ -14,6 +14,8 @@ from .result import print_summary, save_report
 HELP = "lip-sync a video (or a portrait image) to speech"
 FACE_DETECTORS = ("auto", "mediapipe", "opencv", "insightface")  # faces.load.BACKENDS, without loading torch
 
+_LAST = "if memory runs out and nothing else helps,"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `sync`."""
@@ -55,6 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto and mediapipe: torch; opencv: the same models on the CPU; insightface: if you have its files",
     )
     add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0-51 (default: %(default)s)")
+    add(
+        "--reuse-latents",
+        type=float,
+        metavar="BOUND",
+        help="encode a face anew only if a 32 px patch of it differs by more than this on average, 0-255 (default: any change)",
+    )
+    add("--allow-frame-windows", action="store_true", help=f"{_LAST} denoise frame by frame, without motion")
+    add("--allow-lower-resolution", action="store_true", help=f"{_LAST} generate faces at half the resolution")
+    add("--allow-cpu", action="store_true", help=f"{_LAST} go on on the CPU")
     add("--parity", action="store_true", help="the published arithmetic, for comparison only")
     add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
@@ -75,6 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         face_at=arguments.face_at,
         missing_face=arguments.missing_face,
         crf=arguments.crf,
+        reuse_latents=arguments.reuse_latents,
+        allow_frame_windows=arguments.allow_frame_windows,
+        allow_lower_resolution=arguments.allow_lower_resolution,
+        allow_cpu=arguments.allow_cpu,
         parity=arguments.parity,
     )
     from ..faces import load_detector

@@ -185,7 +185,7 @@ def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> 
     small = Trainable.AUDIO if tier in (Tier.COMPACT, Tier.STANDARD) else Trainable.ATTENTION
     count = (options.trainable or small).select(unet)
     _halve_frozen(unet)
-    if tier is Tier.COMPACT:
+    if runtime.plan.recompute_activations:
         recompute_activations(unet)
     logger.info("%d parameters are trained", count)
     loop = LoopOptions("finetune", options.steps or FINETUNE_STEPS, options.learning_rate, options.seed)

@@ -1,0 +1,103 @@
+"""What a run asks of the memory runtime, and what it can give up when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..memsafe import ModelShape, OutOfMemory, Runtime, VideoShape, Workload, is_oom
+from .config import SyncOptions
+from .errors import MemoryLimitError
+from .loading import ModelBundle
+
+_NETWORKS = ("encode", "denoise", "decode", "audio")  # stages that a whole network takes part in
+_STAGES = {
+    "two_pass_guidance": ("denoise",),
+    "slicing": ("denoise",),
+    "vae_tiling": ("encode", "decode"),
+    "frame_windows": ("denoise",),
+    "lower_resolution": ("encode", "denoise", "decode"),
+    "cpu": _NETWORKS,
+}
+
+
+@contextmanager
+def workload_of(
+    bundle: ModelBundle, runtime: Runtime, options: SyncOptions, side: int, video: VideoShape
+) -> Iterator[Workload]:
+    """The workload of syncing faces of `side` pixels in `video`; the networks are left as they came.
+
+    Its fallbacks are those that `WindowGenerator` obeys, as far as they gain anything here.
+    """
+    with ExitStack() as undo:
+        vae: Any = bundle.vae
+        offered: dict[str, Any] = {"slicing": None, "frame_windows": None}
+        if options.guidance > 1:
+            offered["two_pass_guidance"] = None
+        if hasattr(vae, "enable_tiling"):
+            offered["vae_tiling"] = lambda: _tile(vae, side, runtime, undo)
+        if lower_resolution(side) < side:
+            offered["lower_resolution"] = None
+        yield Workload(
+            networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
+            shape=_shape(bundle),
+            resolution=side,
+            video=video,
+            fallbacks=offered,
+            stages=_STAGES,
+            allowed=options.permissions,
+            advice=("memory_mode='conservative'", f"resolution={lower_resolution(side)}"),
+        )
+
+
+@contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Raise MemoryLimitError for memory that ran out inside, wherever that was."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise MemoryLimitError(str(error)) from None
+    except Exception as error:
+        if not is_oom(error):
+            raise
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise MemoryLimitError(
+            f"Memory ran out outside of the networks ({text}); close other programs, or give a smaller video."
+        ) from None
+
+
+def lower_resolution(side: int) -> int:
+    """Half of a face's side, in the steps of 64 pixels that the networks take; at least 64."""
+    return max(side // 128 * 64, 64)
+
+
+def _shape(bundle: ModelBundle) -> ModelShape | None:
+    """None for networks that are not built like the published ones."""
+    modules = (bundle.unet, bundle.vae, bundle.audio_encoder)
+    if not all(isinstance(module, nn.Module) for module in modules):
+        return None
+    try:
+        return ModelShape.from_modules(
+            *modules, name=bundle.config.name, window_frames=bundle.config.num_frames
+        )
+    except ValueError:
+        return None
+
+
+def _tile(vae: Any, side: int, runtime: Runtime, undo: ExitStack) -> bool:
+    """Have the VAE work in tiles until `undo` is closed; False where the plan wants none as small as that."""
+    tile = runtime.plan.vae_tile
+    if not runtime.plan.vae_tiling or tile >= side or getattr(vae, "use_tiling", False):
+        return False
+    names = ("tile_sample_min_size", "tile_latent_min_size", "use_tiling")
+    for name in names:
+        if hasattr(vae, name):
+            undo.callback(setattr, vae, name, getattr(vae, name))
+    vae.enable_tiling()
+    if hasattr(vae, "tile_sample_min_size"):
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // factor
+    return True

@@ -1,0 +1,168 @@
+"""What keeps one run within its memory: batch sizes, their measurement, recovery, and the watch on pressure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from .batching import run_batches
+from .budget import Budget, Task
+from .costs import ModelShape, VideoShape
+from .device import (
+    DeviceInfo,
+    allocated_memory,
+    available_memory,
+    available_ram,
+    empty_cache,
+    peak_device_memory,
+    reserved_memory,
+    reset_peak_device_memory,
+    used_by_all,
+)
+from .plan import RESOLUTION, MemoryPlan
+from .pressure import Level, Pool, PressureWatch, free_at_peak, shared_spill
+from .recovery import Action, Ladder, Recovery, Relief
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run is going to do, as far as its memory is concerned."""
+
+    networks: Sequence[nn.Module] = ()  # whose weights may leave the device
+    shape: ModelShape | None = None  # None: nothing is known of the model
+    resolution: int = RESOLUTION  # pixels a side of what it draws
+    video: VideoShape = field(default_factory=VideoShape)
+    # By the names of recovery.RUNGS: what the pipeline can give up, besides what the runtime can by itself.
+    fallbacks: Mapping[str, Action | None] = field(default_factory=dict)
+    stages: Mapping[str, Collection[str]] = field(default_factory=dict)  # that a fallback can help
+    allowed: Collection[str] = ()  # permissions for fallbacks that need one
+    advice: Sequence[str] = ()  # two options to name when nothing helped
+
+
+class Guard:
+    """One run's budget, recovery and pressure.
+
+    relief: the fallbacks in force from the start. history: file of measured batches; None: nothing is kept.
+    """
+
+    def __init__(
+        self,
+        info: DeviceInfo,
+        plan: MemoryPlan,
+        workload: Workload,
+        relief: Relief,
+        history: Path | None = None,
+    ) -> None:
+        self._info, self._plan, self._device = info, plan, plan.device
+        self._taken = ""
+        self.budget = Budget(
+            info,
+            workload.shape,
+            workload.resolution,
+            plan.dtype,
+            history,
+            plan=plan,
+            video=workload.video,
+        )
+        self._tasks: dict[str, Task] = {}
+        self._peak = 0  # bytes on the device, of the run so far
+        self.pressure = self._watch()
+        self.recovery = Recovery(
+            Ladder(workload.fallbacks, allowed=workload.allowed, stages=workload.stages),
+            relief=relief,
+            free=lambda: empty_cache(self._device),
+            on_failure=self._failed,
+            pressure=self.pressure,
+            **({"advice": workload.advice} if workload.advice else {}),
+        )
+        self._follow_fallbacks()
+        reset_peak_device_memory(self._device)
+
+    def batches(
+        self,
+        items: Iterable[T],
+        call: Callable[[list[T]], Iterable[R]],
+        inside: Callable[[], AbstractContextManager[None]],
+        *,
+        stage: str,
+        task: Task | None,
+        size: int,
+    ) -> Generator[R, None, None]:
+        """`run_batches` on `call`, each batch `inside` a context and measured for the next.
+
+        task: whose budget decides how many at a time, at most `size`; None: always `size`.
+        """
+        if task is not None:
+            self._tasks[stage] = task
+
+        def measured(batch: list[T]) -> Iterable[R]:
+            with inside(), self._measured(task, len(batch)):
+                return call(batch)
+
+        def planned() -> int:
+            if task is None:
+                return size
+            self._follow_fallbacks()
+            return min(self.budget.get_optimal_batch_size(task), size)
+
+        return run_batches(items, measured, planned, stage=stage, recovery=self.recovery)
+
+    def peak_memory(self) -> int | None:
+        """Most bytes torch had on the device during the run; None where it does not count."""
+        peak = peak_device_memory(self._device)
+        return None if peak is None else max(peak, self._peak)
+
+    @contextmanager
+    def _measured(self, task: Task | None, batch: int) -> Iterator[None]:
+        """Learn what the batch inside needed above what lay there, if it succeeds."""
+        before = allocated_memory(self._device)
+        if before is not None:
+            self._peak = self.peak_memory() or 0
+            reset_peak_device_memory(self._device)
+        yield
+        if before is not None and task is not None:
+            self.budget.observe(task, batch, (peak_device_memory(self._device) or 0) - before)
+
+    def _follow_fallbacks(self) -> None:
+        """What is measured under a fallback is kept apart from what was measured without."""
+        taken = ", ".join(
+            name for name, on in asdict(self.recovery.relief).items() if on and name != "single_frame"
+        )
+        if taken != self._taken:
+            self._taken = taken
+            self.budget.replan(self._plan, taken)
+
+    def _failed(self, stage: str, size: int) -> None:
+        if stage in self._tasks:
+            self.budget.observe_failure(self._tasks[stage], size)
+
+    def _watch(self) -> PressureWatch:
+        info, device = self._info, self._device
+
+        def host() -> tuple[int, int]:
+            return available_ram(), info.ram_total
+
+        def on_device() -> tuple[int, int]:
+            held = allocated_memory(device) or 0
+            left = free_at_peak(available_memory(info), held, peak_device_memory(device) or 0)
+            return left, info.total_memory
+
+        def spilled() -> int:
+            held = reserved_memory(device)
+            return shared_spill(info.total_memory, reserved=held, used=used_by_all(device))
+
+        if device.type != "cuda":
+            return PressureWatch(host)
+        # Only Windows' driver puts into main memory what does not fit; asking takes milliseconds.
+        watch = PressureWatch(host, on_device, spilled=spilled if os.name == "nt" else None)
+        watch.add("torch's cache", lambda: empty_cache(device), cost=0.5, at=Level.HIGH, pool=Pool.DEVICE)
+        return watch
