@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..memsafe import LatentCache, Runtime, Task, module_key, starting_over
+from ..memsafe import (
+    KeyRegion,
+    LatentCache,
+    ModelAttention,
+    Runtime,
+    Task,
+    autocast,
+    module_key,
+    starting_over,
+    weight_dtype,
+)
 from .config import SyncOptions
 from .errors import NumericalError
 from .faces.align import Template
@@ -71,6 +82,13 @@ class WindowGenerator:
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
         self._buffer: Tensor | None = None  # of decoded faces
+        generated = keep_mask(template.resolution)[0] < 0.5
+        self.attention = ModelAttention(  # its `used` says what really ran
+            runtime.attention_mode,
+            KeyRegion(generated, runtime.key_weight),
+            attention_slices=lambda: runtime.attention_slices,
+            feed_forward_slices=lambda: runtime.feed_forward_slices,
+        )
         self._settled: tuple[int, torch.device] | None = None
         self._settle()
 
@@ -133,6 +151,7 @@ class WindowGenerator:
                 self._denoise,
                 stage="denoise",
                 modules=[self._bundle.unet],
+                streamable=True,
                 task=Task.UNET_INFERENCE,
                 size=len(chosen),
             )
@@ -162,15 +181,16 @@ class WindowGenerator:
 
     def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
         vae: Any = self._bundle.vae
-        dtype = next(vae.parameters()).dtype
+        dtype = weight_dtype(vae)
         pixels = torch.stack(faces).to(self._runtime.device).float() / 127.5 - 1
         if self._side != self._template.resolution:
             pixels = F.interpolate(pixels, size=(self._side, self._side), mode="area")
         # Masked and reference image one after the other: half the memory of one batch.
-        masked, reference = (
-            (vae.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
-            for image in (pixels * self._keep, pixels)
-        )
+        with self._autocast(vae):
+            masked, reference = (
+                (vae.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
+                for image in (pixels * self._keep, pixels)
+            )
         mask = F.interpolate(self._keep[None], size=masked.shape[-2:], mode="nearest")
         yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1)
 
@@ -193,7 +213,9 @@ class WindowGenerator:
         audio = torch.cat([batch.audio for batch in batches])
         length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
         parts = zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True)
-        latents = torch.cat([self._denoised(*part) for part in parts], dim=2)
+        unet = self._bundle.unet
+        with self.attention.applied(unet), self._autocast(unet):
+            latents = torch.cat([self._denoised(*part) for part in parts], dim=2)
         yield from latents.transpose(1, 2)
 
     def _denoised(self, conditioning: Tensor, audio: Tensor) -> Tensor:
@@ -230,8 +252,9 @@ class WindowGenerator:
 
     def _decoded(self, latents: list[Tensor]) -> Iterator[Tensor]:
         vae: Any = self._bundle.vae
-        dtype = next(vae.parameters()).dtype
-        faces = vae.decode((torch.stack(latents) / self._scale + self._shift).to(dtype)).sample.float()
+        dtype = weight_dtype(vae)
+        with self._autocast(vae):
+            faces = vae.decode((torch.stack(latents) / self._scale + self._shift).to(dtype)).sample.float()
         if not torch.isfinite(faces).all():
             raise NumericalError(
                 f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "
@@ -241,6 +264,10 @@ class WindowGenerator:
         if self._side != side:
             faces = F.interpolate(faces, size=(side, side), mode="bicubic", align_corners=False)
         yield from faces.to(self._canvas)
+
+    def _autocast(self, network: torch.nn.Module) -> AbstractContextManager[object]:
+        """For a bundle in float32 whose plan is to compute in half precision."""
+        return autocast(network, self._runtime.device, self._runtime.plan.dtype)
 
     def _pasted(self, located: LocatedFrame, face: SyncedFace) -> np.ndarray:
         pixels = face.pixels.to(self._canvas)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from fractions import Fraction
 from itertools import count as count_up
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from ..memsafe import LatentCache, Runtime, Task, VideoShape
+from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, weight_dtype
 from ..memsafe.stream import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .config import Extend, Length, SyncOptions
@@ -25,10 +26,12 @@ from .faces.align import Template
 from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
 from .generate import Window, WindowGenerator
+from .journal import Journal, JournalledGenerator, run_key
 from .loading import ModelBundle
+from .look_back import LookBack
 from .report import Report
 from .timeline import timeline
-from .video import ArraySource, FrameSource, VideoWriter, check_target, open_video
+from .video import ArraySource, FrameSource, VideoWriter, check_target, is_pipe, open_video
 from .windows import grouped
 from .workload import explaining_memory, workload_of
 
@@ -38,10 +41,19 @@ T = TypeVar("T")
 
 PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
 LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 512 faces of 512 px
+SPILLED = 256 * 2**20  # bytes of frames that go to the disk at once when main memory is scarce
 SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
 
 Source = str | Path | FrameSource | np.ndarray
 Audio = str | Path | tuple[Any, int]
+
+
+class _Generator(Protocol):
+    """A WindowGenerator or its like; what it makes of a frame's face is its own matter."""
+
+    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]: ...
+
+    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray: ...
 
 
 class LipSyncPipeline:
@@ -61,16 +73,23 @@ class LipSyncPipeline:
         audio: Audio,
         output: str | Path,
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
+        *,
+        resume: bool = False,
     ) -> Report:
         """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
 
         The sound is muxed as it is where the container allows. The file appears under its name only when it
-        is complete. Raises a LatentSyncError for anything the user can mend, and memsafe.Cancelled.
+        is complete. resume: finished frames are kept in a hidden file beside it until then, and those that an
+        interrupted run of the same inputs and options left there are not computed again. Raises a
+        LatentSyncError for anything the user can mend, and memsafe.Cancelled.
         """
         output = Path(output)
         _check_output(output, source, audio)
         report = Report()
-        with _opened(source, options) as frames:
+        with (
+            _opened(source, options) as frames,
+            self._journal(output, frames, audio, options) if resume else nullcontext() as journal,
+        ):
             sound = open_audio(audio)
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
             writer = VideoWriter(
@@ -88,7 +107,9 @@ class LipSyncPipeline:
                 explaining_memory(),
                 writer,
                 Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain,
-                closing(self._finished(frames, sound, options, report)) as finished,
+                closing(
+                    self._finished(frames, sound, options, report, output.absolute().parent, journal)
+                ) as finished,
             ):
                 for frame in finished:
                     drain.put(frame)
@@ -109,16 +130,32 @@ class LipSyncPipeline:
         report = report if report is not None else Report()
         with (
             _opened(source, options) as frames,
-            closing(self._finished(frames, open_audio(audio), options, report)) as finished,
+            closing(
+                self._finished(frames, open_audio(audio), options, report, Path(tempfile.gettempdir()))
+            ) as finished,
         ):
             for window in grouped(finished, self.bundle.config.num_frames):
                 yield np.stack(window)
         self._complete(report)
 
+    def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
+        runtime = self.runtime
+        how = (source.fps, source.width, source.height, runtime.plan.dtype, runtime.key_weight)
+        return Journal.open(output, run_key(self.bundle, options, audio, *how))
+
     def _finished(
-        self, source: FrameSource, sound: AudioSource, options: SyncOptions, report: Report
+        self,
+        source: FrameSource,
+        sound: AudioSource,
+        options: SyncOptions,
+        report: Report,
+        folder: Path,
+        journal: Journal | None = None,
     ) -> Generator[np.ndarray, None, None]:
-        """Finished frames of one run of the runtime; what it could not get into memory is explained."""
+        """Finished frames of one run of the runtime; what it could not get into memory is explained.
+
+        folder: where frames that do not fit in main memory may lie for a while.
+        """
         _check_source(source, options)
         side = options.resolution or self.bundle.config.resolution
         video = VideoShape(source.height, source.width, source.frame_estimate)
@@ -126,10 +163,19 @@ class LipSyncPipeline:
             explaining_memory(),
             workload_of(self.bundle, self.runtime, options, side, video) as workload,
             self.runtime.run(workload),
+            LookBack.planned(self.runtime.plan, folder) as look_back,
         ):
-            self.runtime.pressure.add("cached latents let go", self._latents.clear, cost=3)
+            pressure = self.runtime.pressure
+            pressure.add(
+                "frames were moved to disk", lambda: look_back.spill(SPILLED), cost=2, pool=Pool.HOST
+            )
+            pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
             self._describe(report, source)
-            yield from self._synced(source, sound, options, Template(side), report)
+            template = Template(side)
+            plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
+            generator: _Generator = plain if journal is None else JournalledGenerator(plain, journal)
+            yield from self._synced(source, sound, options, template, generator, look_back, report)
+            report.attention = plain.attention.used
 
     def _synced(
         self,
@@ -137,6 +183,8 @@ class LipSyncPipeline:
         sound: AudioSource,
         options: SyncOptions,
         template: Template,
+        generator: _Generator,
+        look_back: LookBack,
         report: Report,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames; each source frame is let go as soon as its finished one is handed on."""
@@ -152,9 +200,8 @@ class LipSyncPipeline:
         fps = PARITY_FPS if options.parity else source.fps
         times = (Fraction(i) / fps for i in count_up())
         locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
-        generator = WindowGenerator(self.bundle, runtime, options, template, self._latents)
         at_once = runtime.frames_at_once(self.bundle.config.num_frames)
-        ticks = self._timed("read", timeline(source, total, options.extend))
+        ticks = self._timed("read", timeline(source, total, options.extend, look_back))
         runtime.report_progress("prepare", 0, total)
         with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
             heard = features.windows(times)
@@ -171,6 +218,7 @@ class LipSyncPipeline:
                     del finished
                     runtime.frame_finished()
                 runtime.report_progress("sync", report.frames, total)
+        report.latents = {"encoded": self._latents.misses, "kept": self._latents.hits + self._latents.reused}
         if not locator.found:
             wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
             raise FaceError(
@@ -192,7 +240,7 @@ class LipSyncPipeline:
         encoder = self.bundle.audio_encoder
 
         def states(some: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-            mel = torch.stack(some).to(self.runtime.device, next(encoder.parameters()).dtype)
+            mel = torch.stack(some).to(self.runtime.device, weight_dtype(encoder))
             with torch.inference_mode():
                 yield from encoder(mel)
 
@@ -267,8 +315,9 @@ class LipSyncPipeline:
 def preflight(source: Source, audio: Audio, output: str | Path, options: SyncOptions) -> None:
     """Raise what `run` would raise for inputs that cannot be used, before any weights are loaded."""
     _check_output(Path(output), source, audio)
-    with _opened(source, options) as frames:
-        _check_source(frames, options)
+    if not (isinstance(source, (str, Path)) and is_pipe(source)):  # which can be opened only once
+        with _opened(source, options) as frames:
+            _check_source(frames, options)
     open_audio(audio)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..memsafe import weight_dtype
 from .errors import NumericalError
 
 # The published scheduler (LatentSync 1.5 and 1.6).
@@ -56,7 +57,7 @@ def denoise(
     `passes` 2, in a second call: half the memory, the same result. `before_step` may raise to stop.
     Returns float32 latents [b, 4, f, s, s]; raises NumericalError if they are not finite.
     """
-    dtype, device = next(unet.parameters()).dtype, conditioning.device
+    dtype, device = weight_dtype(unet), conditioning.device
     batch, _, frames, *size = conditioning.shape
     latents = noise.to(device).expand(batch, -1, frames, *size) * scheduler.init_noise_sigma
     conditioning, audio = conditioning.to(dtype), audio.to(dtype)

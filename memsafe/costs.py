@@ -9,6 +9,8 @@ from itertools import chain
 import torch
 from torch import nn
 
+from .weight_streaming import blocks
+
 # Largest sum of live tensors, in planes: one channel at the resolution of the input, times a width that is
 # read from the parameters. Counted under fake tensors, inputs included, at 256 and 512 px: 19.06 to 19.50 for
 # a denoiser of Stable Diffusion's plan (1.6's widths and those of configs/tiny.yaml); 3.000 and 3.004 for the
@@ -79,7 +81,7 @@ class ModelShape:
             decoder_channels=max(kernel.shape[1] for kernel in kernels if kernel.shape[0] == width),
             latent_factor=_downsampling(encoder),
             window_frames=window_frames,
-            largest_block=max(weight_bytes(block, dtype) for block in _blocks(unet)),
+            largest_block=max(weight_bytes(block, dtype) for block in blocks(unet)),
         )
 
     def window_bytes(self, resolution: int, dtype: torch.dtype, guidance_passes: int) -> int:
@@ -150,11 +152,3 @@ def _downsampling(encoder: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             factor *= module.stride[0]
     return factor
-
-
-def _blocks(unet: nn.Module) -> list[nn.Module]:
-    """The children, lists of blocks opened; the network itself if it has none."""
-    blocks: list[nn.Module] = []
-    for child in unet.children():
-        blocks += child.children() if isinstance(child, nn.ModuleList) else [child]
-    return blocks or [unet]

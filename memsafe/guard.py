@@ -27,7 +27,7 @@ from .device import (
 )
 from .plan import RESOLUTION, MemoryPlan
 from .pressure import Level, Pool, PressureWatch, free_at_peak, shared_spill
-from .recovery import Action, Ladder, Recovery, Relief
+from .recovery import ADVICE, Action, Ladder, Recovery, Relief
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +45,7 @@ class Workload:
     fallbacks: Mapping[str, Action | None] = field(default_factory=dict)
     stages: Mapping[str, Collection[str]] = field(default_factory=dict)  # that a fallback can help
     allowed: Collection[str] = ()  # permissions for fallbacks that need one
-    advice: Sequence[str] = ()  # two options to name when nothing helped
+    advice: Sequence[str] = ADVICE  # two options to name when nothing helped
 
 
 class Guard:
@@ -82,10 +82,9 @@ class Guard:
             free=lambda: empty_cache(self._device),
             on_failure=self._failed,
             pressure=self.pressure,
-            **({"advice": workload.advice} if workload.advice else {}),
+            advice=workload.advice,
         )
         self._follow_fallbacks()
-        reset_peak_device_memory(self._device)
 
     def batches(
         self,
@@ -106,7 +105,7 @@ class Guard:
 
         def measured(batch: list[T]) -> Iterable[R]:
             with inside(), self._measured(task, len(batch)):
-                return call(batch)
+                return list(call(batch))  # a generator would compute outside, unmeasured
 
         def planned() -> int:
             if task is None:

@@ -73,6 +73,8 @@ class Rung:
         setattr(relief, self.name, True)
 
 
+ADVICE = ("a smaller picture", "a device with more memory")  # where a pipeline has none of its own
+
 # From what costs least to what costs most; the first six give the same pictures, but for the seams of tiles.
 RUNGS = (
     Rung("single_frame", "faces and the VAE take one frame at a time"),
@@ -176,7 +178,7 @@ class Recovery:
         on_failure: Callable[[str, int], object] = lambda stage, size: None,
         pressure: PressureWatch | None = None,
         sizes: BatchSizes | None = None,
-        advice: Sequence[str] = ("a smaller picture", "a device with more memory"),
+        advice: Sequence[str] = ADVICE,
     ) -> None:
         self.relief = relief if relief is not None else Relief()
         self.retries: list[Retry] = []

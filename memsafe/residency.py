@@ -4,79 +4,104 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from .transfers import Loan, Transfers
+from .weight_streaming import streamed
+
 
 class Residency:
-    """Brings modules to `device`. With `offload` they are there only inside `on_device`.
+    """Brings modules to a device.
 
-    What leaves is dropped there, not copied back: the weights in main memory, which may be pages of a mapped
-    file, were kept. So weights that are changed on the device lose the change.
+    Both attributes may be changed at any time; what is in use then is not moved.
+
+    offload: modules are there only inside `on_device`. What leaves is dropped there, not copied back (see
+    `Loan`). stream_weights: of modules that allow it there are never all weights there. transfers: how weights
+    get there.
     """
 
-    def __init__(self, device: torch.device, offload: bool) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        offload: bool,
+        stream_weights: bool = False,
+        transfers: Transfers | None = None,
+    ) -> None:
         self.device = device
         self.offload = offload
+        self.stream_weights = stream_weights
+        self._transfers = transfers if transfers is not None else Transfers(device)
         self._users: Counter[nn.Module] = Counter()
+        self._stayed: WeakSet[nn.Module] = WeakSet()
 
     @contextmanager
-    def on_device(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+    def on_device(self, modules: Iterable[nn.Module], *, streamable: bool = False) -> Iterator[None]:
         """The modules are on the device inside; entering again before leaving costs nothing.
 
-        They go back to main memory also when one did not fit or the body raises.
+        They go back to main memory also when one did not fit or the body raises. streamable: the modules work
+        through their blocks (see `streamed`), so that their weights need not be there together.
         """
-        homes: list[_Home] = []
-        entered: list[nn.Module] = []
-        try:
+        with ExitStack() as stack:
             for module in modules:
-                if self.offload and not self._users[module]:
-                    homes.append(_Home(module))
-                entered.append(module)
+                if not self._users[module]:
+                    stack.enter_context(self._visit(module, streamable))
                 self._users[module] += 1
-                if any(not _is_on(tensor, self.device) for tensor in _tensors(module)):
-                    _moved(module, self.device)
+                stack.callback(self._leave, module)
             yield
-        finally:
-            self._users -= Counter(entered)  # forgets those at zero
-            for home in homes:
-                home.restore()
+
+    def evict(self, modules: Iterable[nn.Module] = ()) -> bool:
+        """Move `modules`, and all that stayed on the device, to main memory now, but for those in use.
+
+        Returns whether there was any. Device memory is returned to torch's cache.
+        """
+        moved = False
+        if _is_main_memory(self.device):
+            return moved
+        for module in {*self._stayed, *modules}:
+            if not self._users[module] and any(_is_on(tensor, self.device) for tensor in _tensors(module)):
+                moved = True
+                _move(module, torch.device("cpu"))
+        return moved
+
+    def _visit(self, module: nn.Module, streamable: bool) -> AbstractContextManager[None]:
+        streams = self.stream_weights and streamable
+        if _is_main_memory(self.device) or not (self.offload or streams):
+            _move(module, self.device)
+            self._stayed.add(module)
+            return nullcontext()
+        _move(module, torch.device("cpu"))
+        return (streamed if streams else _lent)(module, self._transfers)
+
+    def _leave(self, module: nn.Module) -> None:
+        self._users -= Counter([module])  # forgets those at zero
 
 
-class _Home:
-    """A module's weights in main memory, to which it can return."""
+@contextmanager
+def _lent(module: nn.Module, transfers: Transfers) -> Iterator[None]:
+    loan = Loan(module.modules(), transfers)
+    try:
+        loan.begin()
+        yield
+    finally:
+        loan.end()
 
-    def __init__(self, module: nn.Module) -> None:
-        _moved(module, torch.device("cpu"))
-        self._parameters = [
-            (owner, name, parameter, parameter.data)
-            for owner in module.modules()
-            for name, parameter in owner._parameters.items()
-            if parameter is not None
-        ]
-        self._buffers = [
-            (owner, name, buffer)
-            for owner in module.modules()
-            for name, buffer in owner._buffers.items()
-            if buffer is not None
-        ]
 
-    def restore(self) -> None:
-        for owner, name, parameter, data in self._parameters:
-            parameter.data = data
-            owner._parameters[name] = parameter
-        for owner, name, buffer in self._buffers:
-            owner._buffers[name] = buffer
+def _is_main_memory(device: torch.device) -> bool:
+    return device.type in ("cpu", "mps")  # an Apple GPU's is the CPU's
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
-def _moved(module: nn.Module, device: torch.device) -> None:
+def _move(module: nn.Module, device: torch.device) -> None:
+    if all(_is_on(tensor, device) for tensor in _tensors(module)):
+        return
     # Inference mode would turn the weights into tensors that nobody may train on or load into again.
     with torch.inference_mode(False):
         module.to(device)

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .attention import AttentionMode
 from .budget import Task
-from .device import DeviceInfo, empty_cache, peak_host_memory, probe, synchronize
+from .device import DeviceInfo, empty_cache, peak_host_memory, probe, reset_peak_device_memory, synchronize
 from .guard import Guard, Workload
 from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
@@ -23,6 +24,7 @@ from .plan import SLICES, MemoryMode, MemoryPlan, plan_for
 from .pressure import PressureWatch
 from .recovery import Action, Relief
 from .residency import Residency
+from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,9 @@ R = TypeVar("R")
 class Runtime:
     """Decides where modules live while they are used and how much is computed at a time, and speaks to the host.
 
-    history: file that keeps measured batches for the next run; None: nothing is kept.
+    history: file that keeps measured batches for the next run; None: nothing is kept. attention_mode: by which
+    kernels the denoiser's attentions run. key_weight: how often the keys in the model's region of interest count;
+    1 is the trained model, None the mode's default. Raises ValueError for an unknown mode.
     """
 
     def __init__(
@@ -43,14 +47,18 @@ class Runtime:
         host: Host | None = None,
         *,
         history: Path | None = None,
+        attention_mode: AttentionMode | str = AttentionMode.FLASH,
+        key_weight: float | None = None,
     ) -> None:
         self.plan = plan
         self.info = info
         self.host: Host = host if host is not None else NullHost()
         self.seconds: dict[str, float] = defaultdict(float)  # per stage, of the current run
+        self.attention_mode = AttentionMode(attention_mode)
+        self.key_weight = self.attention_mode.default_weight if key_weight is None else key_weight
         self._history = history
         self._refit: Callable[[Workload], tuple[DeviceInfo, MemoryPlan]] | None = None
-        self._residency = Residency(plan.device, plan.offload)
+        self._residency = _residency(plan, info)
         self._finished = 0  # frames of the current run
         self._guard = self._new_guard(Workload())
         self._started = time.monotonic()
@@ -64,12 +72,14 @@ class Runtime:
         vram_limit_gb: float | None = None,
         dtype: torch.dtype | None = None,
         host: Host | None = None,
+        attention_mode: AttentionMode | str = AttentionMode.FLASH,
+        key_weight: float | None = None,
     ) -> Runtime:
         """A runtime for `device`, or the best there is; `vram_limit_gb` is taken for the card's size.
 
         The plan is made anew for every run, from its networks and what is free then. `dtype` replaces the
-        plan's precision. Raises ValueError for an unusable device, a limit that is no size, or an unknown
-        memory mode.
+        plan's precision; the rest as for a Runtime. Raises ValueError for an unusable device, a limit that is no
+        size, or an unknown mode.
         """
 
         def look() -> DeviceInfo:
@@ -83,7 +93,12 @@ class Runtime:
 
         info = look()
         runtime = cls(
-            plan_for(info, memory_mode=memory_mode, dtype=dtype), info, host, history=default_history_path()
+            plan_for(info, memory_mode=memory_mode, dtype=dtype),
+            info,
+            host,
+            history=default_history_path(),
+            attention_mode=attention_mode,
+            key_weight=key_weight,
         )
         runtime._refit = fitted
         return runtime
@@ -92,6 +107,11 @@ class Runtime:
     def device(self) -> torch.device:
         """Where the networks compute."""
         return self.plan.device
+
+    @property
+    def home(self) -> torch.device:
+        """Where weights are best loaded to: the device, unless they leave it between uses."""
+        return torch.device("cpu") if self.plan.offload or self.plan.stream_weights else self.device
 
     @property
     def relief(self) -> Relief:
@@ -129,11 +149,12 @@ class Runtime:
         if self._refit is not None:
             self.info, self.plan = self._refit(workload)
         planned = self.plan
-        self._residency = Residency(planned.device, planned.offload)
+        self._residency = _residency(planned, self.info)
         self._finished = 0
         self.seconds.clear()
         self._started = time.monotonic()
         self._guard = self._new_guard(workload)
+        reset_peak_device_memory(self.device)
         try:
             yield
         finally:
@@ -148,13 +169,15 @@ class Runtime:
         *,
         stage: str,
         modules: Iterable[nn.Module] = (),
+        streamable: bool = False,
         task: Task | None = None,
         size: int = 1,
     ) -> Generator[R, None, None]:
         """Yield a result for every item, in order, from `call` on as many at a time as fit (see `run_batches`).
 
         stage: the name under which it is timed and remembered. modules: on the device from the first batch to
-        the last. task: whose budget says how many fit, at most `size`; None: always `size`.
+        the last; streamable: they work through their blocks, whose weights may come one after the other. task:
+        whose budget says how many fit, at most `size`; None: always `size`.
         """
         modules = tuple(modules)
         with ExitStack() as resident:
@@ -164,7 +187,7 @@ class Runtime:
                 try:
                     with self.stage(stage):
                         # Entered here, so that weights that do not fit are a batch that does not.
-                        resident.enter_context(self._residency.on_device(modules))
+                        resident.enter_context(self._residency.on_device(modules, streamable=streamable))
                         yield
                         synchronize(self.device)
                 except BaseException:
@@ -254,3 +277,10 @@ class Runtime:
             return True
 
         return {"offload": offload, "stream_weights": stream_weights, "cpu": cpu}
+
+
+def _residency(plan: MemoryPlan, info: DeviceInfo) -> Residency:
+    # What leaves the device is page-locked as far as main memory allows, so that it comes back while the device
+    # works; half of that memory stays for everything else.
+    transfers = Transfers(plan.device, pin_limit=max(0, info.ram_available // 2 - plan.ram_budget))
+    return Residency(plan.device, plan.offload, plan.stream_weights, transfers)

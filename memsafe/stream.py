@@ -11,7 +11,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_POLL = 0.1  # seconds after which a waiting thread looks whether the other side has gone
+# Seconds after which a waiting thread looks whether the other side has gone. It also lets a Ctrl-C through on
+# Windows, where none reaches a thread that waits for a lock without end.
+_POLL = 0.1
 
 
 class _End:
@@ -25,10 +27,12 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """Iterate over `items` in a thread of its own, at most `depth` items ahead.
 
     Order and exceptions are those of the plain iteration. Closing the iterator stops the thread, closes
-    `items` if it is a generator, and waits until both are done.
+    `items` if it is a generator, and waits until both are done, at most for the item being made. What
+    belongs to a thread, such as torch.inference_mode, holds for `items` only where they set it themselves.
     """
     ready: queue.Queue[T | _End] = queue.Queue(maxsize=max(depth, 1))
     stop = threading.Event()
+    close_errors: list[BaseException] = []  # of `items`, closed because the consumer had enough
 
     def put(item: T | _End) -> bool:
         while not stop.is_set():
@@ -38,41 +42,69 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
         return False
 
     def produce() -> None:
-        iterator = iter(items)
-        end = _End()
+        end, wanted = _End(), True
         try:
-            for item in iterator:
-                if not put(item):
-                    break
-                del item  # or this thread would hold a frame that everybody else has finished with
+            iterator = iter(items)
+            try:
+                for item in iterator:
+                    wanted = put(item)
+                    del item  # or this thread would hold a frame that everybody else has finished with
+                    if not wanted:
+                        break
+            finally:
+                if hasattr(iterator, "close"):
+                    iterator.close()
         except BaseException as error:
             end = _End(error)
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
+            if not wanted:
+                close_errors.append(error)
         put(end)
+        del end  # an error holds this frame, which must not hold it
 
     thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
+
+    def finish() -> None:
+        stop.set()
+        while thread.is_alive():
+            thread.join(_POLL)
+
     try:
+        thread.start()
         while True:
-            item = ready.get()
+            item = _take(ready)
             if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
+                error = item.error
+                del item
+                break
             yield item
             del item
+    except GeneratorExit:
+        finish()
+        if close_errors:
+            raise close_errors.pop() from None
+        raise
     finally:
-        stop.set()
-        thread.join()
+        finish()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error
+
+
+def _take(waiting: queue.Queue[T]) -> T:
+    """The next item."""
+    while True:
+        with suppress(queue.Empty):
+            return waiting.get(timeout=_POLL)
 
 
 class Drain(Generic[T]):
     """A thread that consumes items in order, with at most `depth` waiting.
 
-    A context manager: leaving it waits until everything is consumed, or, on an exception, drops what is
-    waiting. An error of the consumer is raised by the next `put` or on leaving.
+    A context manager: leaving it waits until everything is consumed, or, on an exception (also one that comes
+    while it waits), until the consumer is done with its item, and drops the others. An error of the consumer
+    is raised by the next `put` or on leaving.
     """
 
     def __init__(self, consume: Callable[[T], None], depth: int) -> None:
@@ -112,8 +144,26 @@ class Drain(Generic[T]):
     ) -> None:
         if kind is not None:
             self._drop.set()
-        # The thread keeps taking items even after an error, so this cannot block for ever.
-        self._waiting.put(_End())
-        self._thread.join()
-        if kind is None and self._error is not None:
-            raise self._error
+        try:
+            self._finish()
+        except BaseException:  # a Ctrl-C; what the consumer works with must not be closed under it
+            self._drop.set()
+            self._finish()
+            raise
+        failed, self._error = self._error, None  # or the error would hold itself by this object
+        if kind is None and failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed
+
+    def _finish(self) -> None:
+        """Wait for the thread, which keeps taking items even after an error."""
+        told = False
+        while self._thread.is_alive():
+            if told:
+                self._thread.join(_POLL)
+            else:
+                with suppress(queue.Full):
+                    self._waiting.put(_End(), timeout=_POLL)
+                    told = True

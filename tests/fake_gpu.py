@@ -4,8 +4,8 @@ Tensors are PyTorch's fake ones, which know that they lie on "cuda" and refuse t
 """
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import numpy as np
@@ -13,7 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from latentsync_memsafe.latentsync.config import ModelConfig
+from latentsync_memsafe.latentsync.loading import ModelBundle
 from latentsync_memsafe.latentsync.models import attention
+from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
+from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.memsafe import DeviceInfo, runtime
 
 GIB = 2**30
@@ -35,6 +39,7 @@ class Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.recent = 0  # the peak since torch was told to count anew
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -54,12 +59,16 @@ class Allocations(TorchDispatchMode):
             return
         self._known.add(key)
         self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self.peak, self.recent = max(self.peak, self.now), max(self.recent, self.now)
         weakref.finalize(storage, self._gone, key, storage.nbytes())
 
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+    def restart(self) -> None:
+        """Count `recent` anew."""
+        self.recent = self.now
 
 
 # Methods of tensors whose own code asks for a CUDA driver, or for values, even if the tensor is fake.
@@ -69,6 +78,10 @@ def _contiguous(tensor: torch.Tensor, memory_format=torch.contiguous_format) -> 
     if tensor.is_contiguous(memory_format=memory_format):
         return tensor
     return tensor.clone(memory_format=memory_format)
+
+
+def _copy(tensor: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return torch.ops.aten.copy_.default(tensor, source, non_blocking)
 
 
 def _subscript(tensor: torch.Tensor, index: object) -> torch.Tensor:
@@ -122,30 +135,72 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: obj
 
 
 @contextmanager
-def fake_gpu() -> Iterator[Allocations]:
-    """Inside, all new tensors are fake, and fake GPU memory is counted."""
+def _statistics(memory: Allocations, size: int) -> Iterator[None]:
+    """What torch says of a card of `size` bytes that nobody else uses."""
+    answers: dict[str, Callable[..., object]] = {
+        "init": lambda: None,
+        "memory_allocated": lambda device=None: memory.now,
+        "memory_reserved": lambda device=None: memory.now,
+        "max_memory_allocated": lambda device=None: memory.recent,
+        "reset_peak_memory_stats": lambda device=None: memory.restart(),
+        "mem_get_info": lambda device=None: (size - memory.now, size),
+    }
+    with ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(patch.object(torch.cuda, name, answer))
+        yield
+
+
+@contextmanager
+def fake_gpu(gigabytes: float = 80) -> Iterator[Allocations]:
+    """Inside, all new tensors are fake, and memory of a fake GPU of this size is counted."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    allocations = Allocations()
     with (
+        _statistics(allocations, int(gigabytes * GIB)),
         patch.object(torch.nn.functional, "scaled_dot_product_attention", _fused),
         patch.object(runtime, "synchronize", lambda device: None),
         patch.object(torch.Tensor, "__getitem__", _subscript),
         patch.object(torch.Tensor, "contiguous", _contiguous),
+        patch.object(torch.Tensor, "copy_", _copy),
         patch.object(torch.Tensor, "numpy", _numpy),
         patch.object(torch.Tensor, "__bool__", _truth),
         FakeTensorMode(),
-        Allocations() as allocations,
+        allocations,
     ):
         yield allocations
 
 
-def with_fake_weights(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Give a module, best built on the meta device, weights on the fake GPU; call inside `fake_gpu`."""
+def with_fake_weights(
+    module: torch.nn.Module, dtype: torch.dtype, device: torch.device = DEVICE
+) -> torch.nn.Module:
+    """Give a module, best built on the meta device, fake weights; call inside `fake_gpu`."""
     named = [*module.named_parameters(), *module.named_buffers()]
     dtypes = [dtype if tensor.is_floating_point() else tensor.dtype for _, tensor in named]
     state = {
-        name: torch.empty(tensor.shape, dtype=kind, device=DEVICE)
+        name: torch.empty(tensor.shape, dtype=kind, device=device)
         for (name, tensor), kind in zip(named, dtypes, strict=True)
     }
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def networks(name: str) -> ModelBundle:
+    """The networks of a shipped config on the meta device, without a detector."""
+    from diffusers import AutoencoderKL
+
+    config = ModelConfig.published(name)
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(config.unet)
+        vae = AutoencoderKL.from_config(dict(config.vae))
+        encoder = AudioEncoder.from_dims(config.audio_encoder)
+    return ModelBundle(unet, vae, encoder, None, config)
+
+
+def loaded(bundle: ModelBundle, dtype: torch.dtype, device: torch.device = DEVICE) -> ModelBundle:
+    """The same networks with fake weights, the audio encoder's in float32 as always; call inside `fake_gpu`."""
+    with_fake_weights(bundle.unet, dtype, device)
+    with_fake_weights(bundle.vae, dtype, device)
+    with_fake_weights(bundle.audio_encoder, torch.float32, device)
+    return bundle

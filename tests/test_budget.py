@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cards import GIB, card
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latentsync_memsafe.memsafe import Budget, ModelShape, VideoShape, history, plan_for
 from latentsync_memsafe.memsafe.budget import MARGIN, MOST_GROWTH, Task, largest_fitting
 from latentsync_memsafe.memsafe.history import History, default_history_path
+
+from cards import GIB, card
 
 MIB = 2**20
 LARGE = ModelShape("1.6", 2_535_889_288, 167_307_726, 32_833_536, 320, 128, 256, 8, 16, 727_562_240)

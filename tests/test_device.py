@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from cards import GIB, card
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,8 @@ from latentsync_memsafe.memsafe.device import (
     reserved_memory,
     used_by_all,
 )
+
+from cards import GIB, card
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from fake_gpu import DEVICE, GIB, card, fake_gpu, with_fake_weights
 POINTS = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
 
 
-def networks(name: str, dtype: torch.dtype) -> ModelBundle:
+def networks(name: str, dtype: torch.dtype, device: torch.device = DEVICE) -> ModelBundle:
     """The networks of a shipped config, the audio encoder in float32 as always; call inside `fake_gpu`."""
     from diffusers import AutoencoderKL
 
@@ -37,9 +37,9 @@ def networks(name: str, dtype: torch.dtype) -> ModelBundle:
         vae = AutoencoderKL.from_config(dict(config.vae))
         encoder = AudioEncoder.from_dims(config.audio_encoder)
     return ModelBundle(
-        with_fake_weights(unet, dtype),
-        with_fake_weights(vae, dtype),
-        with_fake_weights(encoder, torch.float32),
+        with_fake_weights(unet, dtype, device),
+        with_fake_weights(vae, dtype, device),
+        with_fake_weights(encoder, torch.float32, device),
         None,
         config,
     )

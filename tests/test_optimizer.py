@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cards import GIB, card
 from torch import nn
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
@@ -26,6 +25,7 @@ from latentsync_memsafe.memsafe import (
     probe,
 )
 
+from cards import GIB, card
 from small_models import tiny_bundle
 
 TASKS = ["face_processing", "vae_encode", "vae_decode", "unet_inference", "frames"]

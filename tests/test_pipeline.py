@@ -25,7 +25,7 @@ from latentsync_memsafe.latentsync.errors import (
     OutputError,
 )
 from latentsync_memsafe.latentsync.faces import PointsDetector
-from latentsync_memsafe.latentsync.video import ArraySource, open_video
+from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, open_video
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Runtime, plan_for, probe
 
 from paths import clip, clip_reference
@@ -351,3 +351,63 @@ def test_inputs_that_cannot_be_used_are_refused_before_any_work(
     with pytest.raises(OutputError, match="also an input"):
         pipe.run(same, sound(1), same, QUICK)
     assert same.read_bytes() == b"x"
+
+
+def test_a_source_that_can_be_read_once_gives_the_frames_of_one_that_can_be_read_again(
+    networks: ModelBundle, tmp_path: Path
+) -> None:
+    options = replace(QUICK, extend="pingpong")
+    twice = frames_of(pipeline(networks).stream(ArraySource(scene(20)), sound(2.0), options))
+    once = StreamSource(iter(scene(20)), 25)
+    assert np.array_equal(frames_of(pipeline(networks).stream(once, sound(2.0), options)), twice)
+
+
+def test_a_run_that_was_interrupted_goes_on(networks: ModelBundle, tmp_path: Path) -> None:
+    """The frames are those of a run from end to end, and no window is denoised a second time."""
+    output, whole = tmp_path / "out.mkv", tmp_path / "whole.mkv"
+    options, speech = replace(QUICK, crf=0), sound(2.4)
+    pipeline(networks).run(scene(60), speech, whole, options)
+
+    bundle, calls = tiny_bundle(), []
+    forward = bundle.unet.forward
+
+    def third_fails(*arguments):
+        calls.append("first")
+        if len(calls) == 3 * 2:  # guidance takes two calls a window
+            raise Cancelled
+        return forward(*arguments)
+
+    bundle.unet.forward = third_fails
+    with pytest.raises(Cancelled):
+        pipeline(bundle).run(scene(60), speech, output, options, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.mkv.resume", "whole.mkv"]
+    calls.clear()
+    bundle.unet.forward = lambda *arguments: calls.append("again") or forward(*arguments)
+    report = pipeline(bundle).run(scene(60), speech, output, options, resume=True)
+    assert len(calls) == 2 * 2  # two of four windows were there
+    assert report.frames == 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mkv", "whole.mkv"]
+    with open_video(output) as resumed, open_video(whole) as plain:
+        pairs = zip(resumed.frames(), plain.frames(), strict=True)
+        assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_the_mouth_weighs_more_where_that_is_asked_for(networks: ModelBundle) -> None:
+    """FlexAttention does not run on CPUs: the same weights by other kernels, which the report says."""
+    info = probe("cpu")
+
+    def run(**settings) -> tuple[np.ndarray, Report]:
+        report = Report()
+        runtime = Runtime(plan_for(info), info, **settings)
+        pipe = LipSyncPipeline(replace(networks, detector=AlwaysHere()), runtime)
+        return frames_of(pipe.stream(scene(16), sound(0.64), QUICK, report)), report
+
+    plain, report = run()
+    assert report.attention["ran"] == "flash" and report.attention["weight"] == 1
+    written_out, report = run(attention_mode="standard")
+    assert report.attention["ran"] == "standard" and np.abs(written_out.astype(int) - plain).max() <= 1
+    trained, report = run(attention_mode="flex", key_weight=1.0)
+    assert np.array_equal(trained, plain) and report.attention["weight"] == 1
+    weighted, report = run(attention_mode="flex")
+    assert report.attention["ran"] == "twin" and report.attention["weight"] == 2
+    assert (weighted != plain).any()

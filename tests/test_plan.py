@@ -6,7 +6,6 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
-from cards import GIB, card
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -24,6 +23,8 @@ from latentsync_memsafe.memsafe import (
 )
 from latentsync_memsafe.memsafe.costs import weight_bytes
 from latentsync_memsafe.memsafe.plan import MOST_WINDOWS
+
+from cards import GIB, card
 
 # LatentSync 1.6 in half precision, as `test_shapes_are_read_off_the_networks` reads it.
 LARGE = ModelShape("1.6", 2_535_889_288, 167_307_726, 32_833_536, 320, 128, 256, 8, 16, 727_562_240)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import SyncOptions
 from ..terminal import ProgressBar
-from .device import add_device_options, make_runtime
+from .device import add_device_options, add_network_options, load_bundle, make_runtime
 from .result import print_plan, print_stages, print_summary, save_report
 
 HELP = "make a portrait speak with the small demo model"
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
     add_device_options(parser)
+    add_network_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     options = SyncOptions(seed=arguments.seed, steps=arguments.steps)
     from ..demo import MovingPhoto, astronaut, largest_face, read_photo, spoken_sentence
     from ..faces import load_detector
-    from ..loading import load_models
     from ..pipeline import LipSyncPipeline, preflight
 
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
@@ -49,9 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device)
         face = largest_face(photo, detector, str(arguments.photo or "the portrait"))
-        bundle = load_models(
-            arguments.model, dtype=runtime.plan.dtype, device=runtime.device, detector=detector
-        )
+        bundle = load_bundle(arguments, runtime, detector)
         clip = MovingPhoto(photo, face.box)
         loaded = time.perf_counter()
         report = LipSyncPipeline(bundle, runtime).run(clip, audio, arguments.out, options)

@@ -9,10 +9,14 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ...memsafe import Runtime
+    from ..faces import FaceDetector
+    from ..loading import ModelBundle
     from ..terminal import ProgressBar
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-MEMORY_MODES = ("conservative", "balanced", "aggressive")  # memsafe.MemoryMode, without loading torch
+# Of memsafe.AttentionMode and memsafe.MemoryMode, without loading torch.
+ATTENTION_MODES = ("standard", "flash", "flex")
+MEMORY_MODES = ("conservative", "balanced", "aggressive")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,23 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks")
 
 
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """What `make_runtime` and `load_bundle` read besides, of commands that run a model as it was trained."""
+    parser.add_argument("--int8", action="store_true", help="keep most of the denoiser's weights in 8 bits")
+    parser.add_argument(
+        "--attention-mode",
+        choices=ATTENTION_MODES,
+        help="flash (default): the fastest kernels; standard: the formula written out; flex: lips weigh more",
+    )
+    parser.add_argument(
+        "--lip-weight",
+        type=float,
+        help="how often pixels of the mouth's region count as keys of attention (default: 2 in flex mode, else 1)",
+    )
+
+
 def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None) -> Runtime:
-    """The runtime that was asked for; raises InputError for a device or limit that cannot be."""
+    """The runtime that was asked for; raises InputError for a device, limit or weight that cannot be."""
     import torch
 
     from ...memsafe import Runtime
@@ -32,14 +51,34 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
     limit = arguments.vram_limit_gb
     if limit is not None and not 0 < limit < 10_000:
         raise InputError(f"vram-limit-gb is {limit}; expected a number of GiB above 0.")
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "auto": None}
+    weight = getattr(arguments, "lip_weight", None)
+    if weight is not None and not 0 < weight <= 100:
+        raise InputError(
+            f"lip-weight is {weight}; expected a number above 0, at most 100 (1: the trained model)."
+        )
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     try:
         return Runtime.auto(
             arguments.device,
             memory_mode=arguments.memory_mode,
             vram_limit_gb=limit,
-            dtype=dtypes[arguments.precision],
+            dtype=dtypes.get(arguments.precision),  # None: by the plan
             host=host,
+            attention_mode=getattr(arguments, "attention_mode", None) or "flash",
+            key_weight=weight,
         )
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a device it cannot parse
         raise InputError(f"Cannot use device {arguments.device!r}: {str(error).splitlines()[0]}") from None
+
+
+def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:
+    """The model that was asked for, where and as the runtime wants it; raises CheckpointError."""
+    from ..loading import load_models
+
+    return load_models(
+        arguments.model,
+        dtype=runtime.plan.dtype,
+        device=runtime.home,
+        detector=detector,
+        int8=arguments.int8,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import Extend, Length, MissingFace, SyncOptions, as_fps
 from ..terminal import ProgressBar
-from .device import add_device_options, make_runtime
+from .device import add_device_options, add_network_options, load_bundle, make_runtime
 from .result import print_summary, save_report
 
 HELP = "lip-sync a video (or a portrait image) to speech"
@@ -61,15 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reuse-latents",
         type=float,
         metavar="BOUND",
-        help="encode a face anew only if a 32 px patch of it differs by more than this on average, 0-255 (default: any change)",
+        help="0-255: encode a face anew only if some 32 px patch differs by more on average (default: any change)",
     )
     add("--allow-frame-windows", action="store_true", help=f"{_LAST} denoise frame by frame, without motion")
-    add("--allow-lower-resolution", action="store_true", help=f"{_LAST} generate faces at half the resolution")
+    add(
+        "--allow-lower-resolution", action="store_true", help=f"{_LAST} generate faces at half the resolution"
+    )
     add("--allow-cpu", action="store_true", help=f"{_LAST} go on on the CPU")
     add("--parity", action="store_true", help="the published arithmetic, for comparison only")
+    add("--resume", action="store_true", help="keep finished frames beside the output, and go on from them")
     add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
     add_device_options(parser)
+    add_network_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,18 +97,15 @@ def run(arguments: argparse.Namespace) -> int:
         parity=arguments.parity,
     )
     from ..faces import load_detector
-    from ..loading import load_models
     from ..pipeline import LipSyncPipeline, preflight
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
     with ProgressBar(arguments.quiet, arguments.stop) as bar:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device, backend=arguments.face_detector)
-        bundle = load_models(
-            arguments.model, dtype=runtime.plan.dtype, device=runtime.device, detector=detector
-        )
+        bundle = load_bundle(arguments, runtime, detector)
         report = LipSyncPipeline(bundle, runtime).run(
-            arguments.video, arguments.audio, arguments.out, options
+            arguments.video, arguments.audio, arguments.out, options, resume=arguments.resume
         )
     print_summary(arguments.out, report)
     save_report(report, arguments.report)

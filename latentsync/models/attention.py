@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from .resnet import FrameGroupNorm, PointwiseConv
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
 
 # CUDA attention kernels put the batch on a grid axis of at most 2**16 - 1 blocks.
 KERNEL_BATCH_LIMIT = 65_535
@@ -22,22 +24,34 @@ TRANSFORMER_NORM_EPS = 1e-6
 SCORES_LIMIT = 2**28
 
 
-def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v on [batch, heads, n, d] tensors, by PyTorch's best kernel for the inputs.
+class Attend(Protocol):
+    """softmax(scale q k^T) v on [batch, heads, n, d] tensors; `scale` None means 1 / sqrt(d)."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
+    ) -> Tensor: ...
+
+
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v on [batch, heads, n, d] tensors, by PyTorch's best kernel for the inputs.
+
+    `scale` None means 1 / sqrt(d).
 
     Metal, and AMD cards that PyTorch's fused kernels do not know, write all scores out: 8 GiB in half
     precision for a guided window at 512 px. There the heads are taken a few at a time.
     """
+    fused = F.scaled_dot_product_attention
+    attend = fused if scale is None else partial(fused, scale=scale)
     if not _may_write_scores(query.device):
-        return F.scaled_dot_product_attention(query, key, value)
+        return attend(query, key, value)
     # Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133).
     query, key, value = (tensor.contiguous() for tensor in (query, key, value))
     scores = query.shape[-2] * key.shape[-2]  # of one head
     if query.shape[0] * query.shape[1] * scores <= SCORES_LIMIT:
-        return F.scaled_dot_product_attention(query, key, value)
+        return attend(query, key, value)
     size = max(1, SCORES_LIMIT // scores)
     parts = zip(*(tensor.flatten(0, 1)[:, None].split(size) for tensor in (query, key, value)), strict=True)
-    mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+    mixed = torch.cat([attend(*part) for part in parts])
     return mixed.view(*query.shape[:-1], -1)
 
 
@@ -93,17 +107,26 @@ class GEGLU(nn.Module):
         return F.gelu(gate).mul_(value)
 
 
+def all_at_once(layer: Layer, hidden: Tensor) -> Tensor:
+    """`layer` on all tokens [..., dim] in one call."""
+    return layer(hidden)
+
+
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back. Every token on its own, so calling it in slices is exact."""
+    """GEGLU to four times the width and back, every token on its own.
+
+    `map_tokens` calls the layers. Replace the attribute of an instance to call them in slices of [n, dim].
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.map_tokens: Callable[[Layer, Tensor], Tensor] = all_at_once
         # The checkpoint numbers the layers 0 and 2; 1 was a dropout.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
-        return self.net(hidden)
+        return self.map_tokens(self.net, hidden)
 
 
 class SpatialBlock(nn.Module):

@@ -32,11 +32,15 @@ _SHORTFALL = Fraction(1, 2)  # seconds that may be missing at the end before the
 def open_video(path: str | Path, fps: Fraction | None = None) -> ClosingSource:
     """A video, GIF, animated or still WebP/PNG, or any other image (one frame).
 
-    `fps` sets the time grid; None keeps the file's nominal rate. Raises VideoError for anything unreadable.
+    `fps` sets the time grid; None keeps the file's nominal rate. A pipe is waited for, and its frames can be
+    read only once. Raises VideoError for anything unreadable.
     """
     from .animation import AnimatedWebP, is_animated_webp
+    from .pipe import VideoPipe, is_pipe
 
     path = Path(path)
+    if is_pipe(path):
+        return VideoPipe(path, fps)
     check_file(path)
     if is_animated_webp(path):
         return AnimatedWebP(path, fps)
@@ -51,24 +55,35 @@ class VideoFile(ClosingSource):
         self._warned = False
         container, stream = open_container(path)
         with container:
-            pictures = list(islice(decoded(container, stream, self._damaged), 2))
-            if not pictures:
-                raise VideoError(f"No frame of {path} can be decoded; it is damaged or its codec is unknown.")
-            first = pictures[0]
-            single = len(pictures) == 1
-            self.fps = fps or _rate(stream, single)
-            self._time_base: Fraction = stream.time_base
-            # AVI stores no presentation times, only the order of decoding.
-            self._stamp = "dts" if container.format.name == "avi" else "pts"
-            self._origin: int = getattr(first, self._stamp) or 0
-            self._seekable = container.format.name.split(",")[0] in _INDEXED and first.pts is not None
-            self._coded_size = (first.width, first.height)
-            self._orientation = Orientation.of(first)
-            self.color = tags_of(first, stream)
-            aspect = stream.sample_aspect_ratio or Fraction(1)
-            self._stated = _stated_seconds(stream)
-            self._photo = single and self._stated is None  # FFmpeg gives some of them a second
-            self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
+            self._describe(container, stream, list(islice(decoded(container, stream, self._damaged), 2)), fps)
+
+    def _describe(
+        self,
+        container: InputContainer,
+        stream: av.VideoStream,
+        pictures: list[av.VideoFrame],
+        fps: Fraction | None,
+    ) -> None:
+        """Set what is known from the container and its first two pictures (fewer: there are no more)."""
+        if not pictures:
+            raise VideoError(
+                f"No frame of {self.path} can be decoded; it is damaged or its codec is unknown."
+            )
+        first = pictures[0]
+        single = len(pictures) == 1
+        self.fps = fps or _rate(stream, single)
+        self._time_base: Fraction = stream.time_base
+        # AVI stores no presentation times, only the order of decoding.
+        self._stamp = "dts" if container.format.name == "avi" else "pts"
+        self._origin: int = getattr(first, self._stamp) or 0
+        self._indexed = container.format.name.split(",")[0] in _INDEXED and first.pts is not None
+        self._coded_size = (first.width, first.height)
+        self._orientation = Orientation.of(first)
+        self.color = tags_of(first, stream)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        self._stated = _stated_seconds(stream)
+        self._photo = single and self._stated is None  # FFmpeg gives some of them a second
+        self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
         turned = self._orientation.transpose
         self.width, self.height = self._coded_size[::-1] if turned else self._coded_size
         self.pixel_aspect = 1 / aspect if turned else aspect
@@ -92,7 +107,7 @@ class VideoFile(ClosingSource):
 
     def _from(self, start: int, opened: contextlib.ExitStack) -> Iterator[av.VideoFrame]:
         """Decoded frames from a key frame that is not after tick `start`, or from the very first, on."""
-        for back in _STEPS_BACK if self._seekable else ():
+        for back in _STEPS_BACK if self._indexed else ():
             seconds = start / self.fps - back
             if seconds <= 0:
                 break

@@ -32,7 +32,10 @@ class ColorTags:
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames on a constant time grid: frame i is what is shown at i / fps seconds."""
+    """Frames on a constant time grid: frame i is what is shown at i / fps seconds.
+
+    A source that can be read only once says so with an attribute `seekable = False`; see `is_seekable`.
+    """
 
     fps: Fraction
     width: int  # pixels, after rotation
@@ -42,10 +45,15 @@ class FrameSource(Protocol):
     pixel_aspect: Fraction  # width of a pixel over its height, after rotation; 1 for square pixels
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB; each call starts anew."""
+        """Frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB; each call starts anew, or raises VideoError."""
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
         """Frames `start` .. `stop - 1`, fewer where the source ends earlier."""
+
+
+def is_seekable(source: FrameSource) -> bool:
+    """Whether `frames` can be called more than once; not part of the protocol, as most sources need not say so."""
+    return bool(getattr(source, "seekable", True))
 
 
 class ClosingSource:
@@ -57,6 +65,7 @@ class ClosingSource:
     frame_estimate: int | None
     color: ColorTags
     pixel_aspect: Fraction
+    seekable: bool = True
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         raise NotImplementedError
