@@ -18,8 +18,9 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -34,10 +35,10 @@ from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
 from latentsync_memsafe.latentsync.generate import Window, WindowGenerator
 from latentsync_memsafe.latentsync.loading import ModelBundle
-from latentsync_memsafe.latentsync.windows import grouped
 from latentsync_memsafe.latentsync.workload import workload_of
 from latentsync_memsafe.memsafe import (
     Budget,
+    DeviceInfo,
     MemoryMode,
     MemoryPlan,
     ModelShape,
@@ -52,6 +53,7 @@ from latentsync_memsafe.memsafe.device import allocated_memory
 from latentsync_memsafe.memsafe.transfers import Arrival, Transfers
 
 SIDE = 512
+DTYPE = torch.float16
 VIDEO = VideoShape(SIZE[1], SIZE[0])
 POINTS = np.array([[420.0, 700.0], [640.0, 705.0], [530.0, 860.0]])  # brows and nose of a face
 CARDS = (3, 6, 8, 12, 24, 80)  # GiB
@@ -81,23 +83,22 @@ class Outcome:
         return len(set(self.peaks)) == len(set(self.held)) == 1
 
 
-def synced(bundle: ModelBundle, runtime: Runtime, side: int, count: int) -> Outcome:
-    """Sync `count` frames with a face of `side` pixels each, the pipeline's groups of windows at a time."""
-    options = SyncOptions(steps=STEPS, resolution=side)
-    template = Template(side)
+def synced(bundle: ModelBundle, runtime: Runtime, groups: int) -> Outcome:
+    """Sync so many of the pipeline's groups of windows, every frame with a face."""
+    options = SyncOptions(steps=STEPS, resolution=SIDE)
+    template = Template(SIDE)
     frame = LocatedFrame(np.zeros((*SIZE[::-1], 3), np.uint8), template.matrix(POINTS)[0], 1.0)
     mel = torch.zeros(1, bundle.config.audio_encoder["n_mels"], 3000)
     peaks, held = [], []
-    with workload_of(bundle, runtime, options, side, VIDEO) as workload, runtime.run(workload):
+    with workload_of(bundle, runtime, options, SIDE, VIDEO) as workload, runtime.run(workload):
         generator = WindowGenerator(bundle, runtime, options, template)
         with torch.inference_mode(), runtime.stage("audio", bundle.audio_encoder):
             heard = bundle.audio_encoder(mel.to(runtime.device))[0].flatten(0, 1)[:50]
-        at_once = runtime.frames_at_once(bundle.config.num_frames)
-        for start in range(0, count, at_once):
-            located = [frame] * min(at_once, count - start)
+        window = bundle.config.num_frames
+        at_once = runtime.frames_at_once(window)
+        for _ in range(groups):
             windows = [
-                Window(frames, torch.stack([heard] * len(frames)))
-                for frames in grouped(located, bundle.config.num_frames)
+                Window([frame] * window, torch.stack([heard] * window)) for _ in range(at_once // window)
             ]
             faces = deque(generator.synthesize(windows))
             del windows
@@ -138,14 +139,18 @@ def batches_held() -> Any:
     return patch.object(Budget, "observe", lambda *_: None)
 
 
-def planned(bundle: ModelBundle, plan: MemoryPlan, gigabytes: float, count: int, side: int = SIDE) -> Outcome:
+def planned(bundle: ModelBundle, plan: MemoryPlan, gigabytes: float, groups: int) -> Outcome:
     """`synced` on a fake card."""
     with fake_gpu(gigabytes):
-        # Runs begin with weights in main memory; fake ones cannot be moved, so they begin where they will stay.
-        loaded(bundle, plan.dtype, torch.device("cpu") if plan.offload else DEVICE)
         runtime = Runtime(plan, card(gigabytes))
+        loaded(bundle, plan.dtype, runtime.home)
         with weights_counted(bundle) as weights:
-            return replace(synced(bundle, runtime, side, count), weights=weights[-1])
+            return replace(synced(bundle, runtime, groups), weights=weights[-1])
+
+
+def shape_of(bundle: ModelBundle) -> ModelShape:
+    """What plans are made from."""
+    return ModelShape.from_modules(bundle.unet, bundle.vae, bundle.audio_encoder, name="1.6", dtype=DTYPE)
 
 
 def foreseen(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -168,47 +173,138 @@ def decisive(plan: MemoryPlan) -> tuple[Any, ...]:
     return (*sizes, *ways, plan.offload, plan.stream_weights)
 
 
-def print_planned(cards: Sequence[float], frames: int) -> list[str]:
+def check_plans(cards: Sequence[float], groups: int) -> list[str]:
     """Print a line for each card and mode; returns what missed a goal."""
     bundle = networks("1.6")
-    modules = (bundle.unet, bundle.vae, bundle.audio_encoder)
-    shape = ModelShape.from_modules(*modules, name="1.6", dtype=torch.float16)
-    print(f"{frames} frames, {STEPS} steps, guided, {SIDE} px in float16 (bfloat16 is as large); sizes in GiB.")
-    print(f"{'card':>4} {'tier':12} {'mode':12} {'windows':>7} {'VAE':>3} {'passes':>6} {'slices':>6} {'weights':8}"
-          f" {'weights':>7} {'plan':>6} {'goal':>5} {'closed form':>12} {'grown':>6}")
+    shape = shape_of(bundle)
+    print(
+        f"{'GiB':>4} {'tier':12} {'mode':12} {'windows':>7} {'VAE':>3} {'passes':>6} {'slices':>6} "
+        f"{'':8} {'weights':>7} {'plan':>6} {'goal':>5} {'closed form':>12} {'grown':>6}"
+    )
     missed: list[str] = []
     known: dict[tuple[Any, ...], Outcome] = {}
-    for gigabytes in cards:
-        for mode in MemoryMode:
-            plan = plan_for(card(gigabytes), shape, SIDE, VIDEO, mode, dtype=torch.float16)
-            if decisive(plan) not in known:
-                with batches_held():
-                    known[decisive(plan)] = planned(bundle, plan, gigabytes, frames)
-            outcome = known[decisive(plan)]
-            goal = STREAMED_GOAL if plan.stream_weights else GOALS.get(plan.tier)
-            where = "streamed" if plan.stream_weights else "offload" if plan.offload else "resident"
-            error = foreseen(shape, plan) / outcome.peak - 1
-            grown = planned(bundle, plan, gigabytes, frames) if mode is MemoryMode.BALANCED else None
-            print(
-                f"{gigabytes:4g} {plan.tier.value:12} {mode.value:12} {plan.windows:7} {plan.vae_batch:3} "
-                f"{plan.guidance_passes:6} {plan.attention_slices:6} {where:8} {outcome.weights / GIB:7.2f} "
-                f"{outcome.peak / GIB:6.2f} {'' if goal is None else format(goal, '.1f'):>5} "
-                f"{foreseen(shape, plan) / GIB:5.2f} {error:+6.1%} "
-                f"{'' if grown is None else format(grown.peak / GIB, '6.2f'):>6}",
-                flush=True,
-            )
-            name = f"{gigabytes:g} GiB, {mode.value}"
-            if goal is not None and outcome.peak > goal * GIB:
-                missed.append(f"{name}: {outcome.peak / GIB:.2f} GiB is above the goal of {goal:.1f}")
-            if not outcome.flat:
-                missed.append(f"{name}: the peak is not the same in every group of windows")
-            if abs(error) > ERROR:
-                missed.append(f"{name}: the closed form is {error:+.0%} off")
-            if outcome.retries or (grown is not None and grown.retries):
-                missed.append(f"{name}: memory ran out")
-            if grown is not None and grown.peak > (1 - plan.reserve) * gigabytes * GIB:
-                missed.append(f"{name}: grown batches take {grown.peak / GIB:.2f} GiB, of the reserve too")
+    for gigabytes, mode in product(cards, MemoryMode):
+        plan = plan_for(card(gigabytes), shape, SIDE, VIDEO, mode, dtype=DTYPE)
+        if decisive(plan) not in known:
+            with batches_held():
+                known[decisive(plan)] = planned(bundle, plan, gigabytes, groups)
+        outcome = known[decisive(plan)]
+        goal = STREAMED_GOAL if plan.stream_weights else GOALS.get(plan.tier)
+        where = "streamed" if plan.stream_weights else "offload" if plan.offload else "resident"
+        error = foreseen(shape, plan) / outcome.peak - 1
+        # Batches grow for as long as they have not found their size.
+        grown = planned(bundle, plan, gigabytes, groups) if mode is MemoryMode.BALANCED else None
+        print(
+            f"{gigabytes:4g} {plan.tier.value:12} {mode.value:12} {plan.windows:7} {plan.vae_batch:3} "
+            f"{plan.guidance_passes:6} {plan.attention_slices:6} {where:8} {outcome.weights / GIB:7.2f} "
+            f"{outcome.peak / GIB:6.2f} {'' if goal is None else f'{goal:.1f}':>5} "
+            f"{foreseen(shape, plan) / GIB:5.2f} {error:+6.1%} "
+            f"{'' if grown is None else f'{grown.peak / GIB:.2f}':>6}",
+            flush=True,
+        )
+        room = (1 - plan.reserve) * gigabytes * GIB
+        problems = {
+            "above the goal": goal is not None and outcome.peak > goal * GIB,
+            "not the same in every group of windows": not outcome.flat,
+            f"more than {ERROR:.0%} off the closed form": abs(error) > ERROR,
+            "above the card's room with grown batches": grown is not None and grown.peak > room,
+            "memory ran out": bool(outcome.retries) or (grown is not None and bool(grown.retries)),
+        }
+        missed += [f"{gigabytes:g} GiB, {mode.value}: {text}" for text, is_so in problems.items() if is_so]
     return missed
 
+
+def with_random_weights(bundle: ModelBundle) -> ModelBundle:
+    """The same networks with weights in main memory, so small that nothing overflows in half precision."""
+    for network in (bundle.unet, bundle.vae, bundle.audio_encoder):
+        half = network is not bundle.audio_encoder
+        network.to(DTYPE if half else torch.float32).to_empty(device="cpu").eval().requires_grad_(False)
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.normal_(std=0.02)
+    return bundle
+
+
+@contextmanager
+def emulated(bundle: ModelBundle, gigabytes: float) -> Iterator[DeviceInfo]:
+    """The GPU, of which torch may use as much as a card of this size has; the networks leave it at the end."""
+    info = probe("cuda").limited_to(gigabytes)
+    total = torch.cuda.get_device_properties(info.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(gigabytes * GIB / total, info.device)
+    try:
+        yield info
+    finally:
+        for network in (bundle.unet, bundle.vae, bundle.audio_encoder):
+            network.to("cpu")
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0, info.device)
+
+
+def check_device(cards: Sequence[float], groups: int) -> list[str]:
+    """Print what a real GPU counts for each emulated card; returns what missed a goal."""
+    info = probe("cuda")
+    print(f"{info.describe()}, torch {torch.__version__}")
+    bundle = with_random_weights(networks("1.6"))
+    shape = shape_of(bundle)
+    print(f"{'GiB':>4} {'tier':12} {'plan':>6} {'closed form':>12} {'grown':>6}")
+    missed: list[str] = []
+    for gigabytes in cards:
+        if gigabytes * GIB > info.total_memory:
+            print(f"{gigabytes:4g} is more than this card has")
+            continue
+        outcomes = []
+        for batches in (batches_held(), nullcontext()):
+            with emulated(bundle, gigabytes) as smaller, batches:
+                plan = plan_for(smaller, shape, SIDE, VIDEO, dtype=DTYPE)
+                runtime = Runtime(plan, smaller)
+                for network in (bundle.unet, bundle.vae, bundle.audio_encoder):
+                    network.to(runtime.home)
+                outcomes.append(synced(bundle, runtime, groups))
+                del runtime
+        held, grown = outcomes
+        error = foreseen(shape, plan) / held.peak - 1
+        print(
+            f"{gigabytes:4g} {plan.tier.value:12} {held.peak / GIB:6.2f} {foreseen(shape, plan) / GIB:5.2f} "
+            f"{error:+6.1%} {grown.peak / GIB:6.2f}",
+            flush=True,
+        )
+        if abs(error) > ERROR:
+            missed.append(f"{gigabytes:g} GiB: more than {ERROR:.0%} off the closed form")
+        if held.retries or grown.retries:
+            missed.append(f"{gigabytes:g} GiB: memory ran out")
+    return missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true", help="on a CUDA device")
+    parser.add_argument("--cards", type=float, nargs="+", help="sizes in GiB")
+    parser.add_argument("--groups", type=int, default=3, help="groups of windows synced in each run")
+    arguments = parser.parse_args()
+    if arguments.groups < 2:
+        parser.error("--groups is below 2, and with one group nobody knows whether the next needs more")
+    if arguments.measure and not torch.cuda.is_available():
+        print("--measure needs a CUDA device, and torch sees none; run it without.", file=sys.stderr)
+        return 2
+    print(
+        f"Model 1.6 at {SIDE} px in float16 (bfloat16 is as large), guided, {STEPS} steps, {arguments.groups} groups "
+        "of windows. Peaks in GiB."
+    )
+    if arguments.measure:
+        missed = check_device(arguments.cards or EMULATED, arguments.groups)
+    else:
+        missed = check_plans(arguments.cards or CARDS, arguments.groups)
+        if not missed:
+            print(
+                "Each group found on the card what the one before had found, and needed as much: so 50, 200, 500 "
+                "and 10,000 frames, which differ in the number of groups, have these peaks."
+            )
+    for line in missed:
+        print(line, file=sys.stderr)
+    return 1 if missed else 0
+
+
 if __name__ == "__main__":
-    print(print_planned([float(x) for x in sys.argv[1].split(",")], int(sys.argv[2])))
+    sys.exit(main())

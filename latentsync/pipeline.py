@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from fractions import Fraction
 from itertools import count as count_up
 from itertools import islice
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
-LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 512 faces of 512 px
+LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 455 faces of 512 px
 SPILLED = 256 * 2**20  # bytes of frames that go to the disk at once when main memory is scarce
 SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
 
@@ -86,11 +86,13 @@ class LipSyncPipeline:
         output = Path(output)
         _check_output(output, source, audio)
         report = Report()
-        with (
-            _opened(source, options) as frames,
-            self._journal(output, frames, audio, options) if resume else nullcontext() as journal,
-        ):
+        with ExitStack() as stack:
+            frames = stack.enter_context(_opened(source, options))
             sound = open_audio(audio)
+            journal = None
+            if resume:
+                journal = stack.enter_context(self._journal(output, frames, audio, options))
+                report.resumed = journal.kept
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
             writer = VideoWriter(
                 output,
@@ -139,9 +141,9 @@ class LipSyncPipeline:
         self._complete(report)
 
     def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
-        runtime = self.runtime
-        how = (source.fps, source.width, source.height, runtime.plan.dtype, runtime.key_weight)
-        return Journal.open(output, run_key(self.bundle, options, audio, *how))
+        video = (source.fps, source.width, source.height, source.frame_estimate)
+        numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
+        return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
 
     def _finished(
         self,

@@ -27,6 +27,7 @@ class Report:
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
     attention: Mapping[str, Any] = field(default_factory=dict)  # which kernels were asked for and which ran
     latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and found among those kept
+    resumed: int = 0  # frames that an interrupted run had finished
     retries: list[dict[str, Any]] = field(default_factory=list)  # what was done because memory ran out
     seconds: dict[str, float] = field(default_factory=dict)  # per stage; stages overlap
     total_seconds: float = 0.0

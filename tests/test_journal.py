@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions, pipeline
+from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync import journal as journal_module
 from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
 from latentsync_memsafe.latentsync.journal import Journal, JournalledGenerator, changed_box, run_key
+from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import Runtime, frame_log
 
 from portrait import tones
@@ -429,31 +430,35 @@ def test_the_key_names_what_decides_the_frames(networks: ModelBundle, tmp_path: 
 def test_a_pipeline_resumes_without_its_networks(
     networks: ModelBundle, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ping-pong over 20 frames, 40 come out; stopped in the second window of 16, which is finished by then."""
+    """Ping-pong over 20 frames, 40 come out; the disk fails at frame 20, in the second window of 16."""
     points = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
     source = np.random.default_rng(1).integers(0, 256, (20, 160, 144, 3), np.uint8)
-    sound = tones(1.6), 16_000
+    write = VideoWriter.write
 
-    def frames(journal: Journal | None) -> Iterator[np.ndarray]:
-        bundle = replace(networks, detector=PointsDetector([points + i / 7 for i in range(20)]))
-        make = pipeline.WindowGenerator
-        with monkeypatch.context() as patch:
-            if journal is not None:
-                patch.setattr(
-                    pipeline, "WindowGenerator", lambda *a, **k: JournalledGenerator(make(*a, **k), journal)
-                )
-            for window in LipSyncPipeline(bundle, Runtime.auto("cpu")).stream(source, sound, QUICK):
-                yield from window
+    def written(stop: int, resume: bool) -> list[np.ndarray]:
+        taken: list[np.ndarray] = []
 
-    whole = list(frames(None))
-    assert len(whole) == 40
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
-        for i, _ in enumerate(frames(journal)):
-            if i == 20:
+        def take(writer: VideoWriter, frame: np.ndarray) -> None:
+            if len(taken) == stop:
                 raise Stopped
+            taken.append(frame.copy())
+            write(writer, frame)
+
+        bundle = replace(networks, detector=PointsDetector([points + i / 7 for i in range(20)]))
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoWriter, "write", take)
+            LipSyncPipeline(bundle, Runtime.auto("cpu")).run(
+                source, (tones(1.6), 16_000), out, QUICK, resume=resume
+            )
+        return taken
+
+    whole = written(stop=-1, resume=False)
+    out.unlink()
+    with pytest.raises(Stopped):
+        written(stop=20, resume=True)
+    assert [path.name for path in out.parent.iterdir()] == [".out.mp4.resume"]
     calls = []
-    hook = networks.unet.register_forward_hook(lambda *_: calls.append("unet"))
-    with hook, Journal.open(out, KEY) as journal:
-        assert journal.kept == 32
-        assert same(list(frames(journal)), whole)
-    assert calls == ["unet"]  # the third window
+    with networks.unet.register_forward_hook(lambda *_: calls.append(1)):
+        assert same(written(stop=-1, resume=True), whole)
+    assert len(whole) == 40 and 1 <= len(calls) <= 2  # windows; computing runs ahead of writing
+    assert list(out.parent.iterdir()) == [out]
