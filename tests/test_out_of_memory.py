@@ -41,7 +41,7 @@ CALLS = {"encode": 2}  # of the network in one batch, where it is not one
 class Run:
     """One run of five windows and what its batches did."""
 
-    def __init__(self, options: SyncOptions = OPTIONS) -> None:
+    def __init__(self, options: SyncOptions = OPTIONS, **changes: object) -> None:
         info = probe("cpu")
         plan = replace(
             plan_for(info),
@@ -52,6 +52,7 @@ class Run:
             guidance_passes=1,
             attention_slices=1,
             feed_forward_slices=1,
+            **changes,
         )
         self.bundle = replace(tiny_bundle(), detector=AlwaysHere())
         self.pipeline = LipSyncPipeline(self.bundle, Runtime(plan, info))
@@ -217,3 +218,25 @@ def test_rungs_that_change_the_picture_are_taken_if_they_are_allowed() -> None:
     whole = Run(replace(OPTIONS, resolution=128)).frames()
     outside = np.abs(frames.astype(int) - whole.astype(int)).max(axis=(0, 3)) == 0
     assert 0.5 < outside.mean() < 1  # only the generated region differs
+
+
+def test_the_vae_works_in_tiles_for_the_rest_of_the_run_and_no_longer() -> None:
+    options = replace(OPTIONS, resolution=128)
+    run = Run(options, vae_tile=64)
+    vae, whole = run.bundle.vae, []
+    decode = vae.decode
+
+    def decode_in_tiles_only(latents):
+        if not vae.use_tiling:
+            whole.append(len(latents))
+            raise MemoryError
+        return decode(latents)
+
+    with patch.object(vae, "decode", decode_in_tiles_only):
+        frames = run.frames()
+    assert whole == [8, 4, 2, 1, 1]  # halved, "one frame at a time", then in tiles
+    assert not vae.use_tiling
+    assert [retry["action"] for retry in run.report.retries][-1] == "vae_tiling"
+    # The tiles overlap, so they show but little.
+    error = frames.astype(float) - Run(options).frames().astype(float)
+    assert 25 < 10 * np.log10(255**2 / (error**2).mean())
