@@ -27,9 +27,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from material import SIZE
-from fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks
-
 from latentsync_memsafe.latentsync.config import SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
@@ -51,6 +48,11 @@ from latentsync_memsafe.memsafe import (
 from latentsync_memsafe.memsafe.costs import weight_bytes
 from latentsync_memsafe.memsafe.device import allocated_memory
 from latentsync_memsafe.memsafe.transfers import Arrival, Transfers
+
+from material import SIZE  # which is what finds the tests' helpers
+
+# isort: split
+from fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks
 
 SIDE = 512
 DTYPE = torch.float16
@@ -79,8 +81,8 @@ class Outcome:
 
     @property
     def flat(self) -> bool:
-        """Every group after the first found what the first had left, and needed no more."""
-        return len(set(self.peaks)) == len(set(self.held)) == 1
+        """Every group after the first found what that had left, and none after the second needed more."""
+        return len(set(self.peaks[1:])) == len(set(self.held)) == 1
 
 
 def synced(bundle: ModelBundle, runtime: Runtime, groups: int) -> Outcome:
@@ -216,9 +218,8 @@ def check_plans(cards: Sequence[float], groups: int) -> list[str]:
 
 def with_random_weights(bundle: ModelBundle) -> ModelBundle:
     """The same networks with weights in main memory, so small that nothing overflows in half precision."""
+    loaded(bundle, DTYPE, torch.device("cpu"))
     for network in (bundle.unet, bundle.vae, bundle.audio_encoder):
-        half = network is not bundle.audio_encoder
-        network.to(DTYPE if half else torch.float32).to_empty(device="cpu").eval().requires_grad_(False)
         for tensor in (*network.parameters(), *network.buffers()):
             tensor.normal_(std=0.02)
     return bundle
@@ -283,8 +284,8 @@ def main() -> int:
     parser.add_argument("--cards", type=float, nargs="+", help="sizes in GiB")
     parser.add_argument("--groups", type=int, default=3, help="groups of windows synced in each run")
     arguments = parser.parse_args()
-    if arguments.groups < 2:
-        parser.error("--groups is below 2, and with one group nobody knows whether the next needs more")
+    if arguments.groups < 3:  # buffers are made in the first and there from the start in the second
+        parser.error(f"--groups is {arguments.groups}; expected at least 3, to see whether more need more")
     if arguments.measure and not torch.cuda.is_available():
         print("--measure needs a CUDA device, and torch sees none; run it without.", file=sys.stderr)
         return 2
@@ -298,8 +299,8 @@ def main() -> int:
         missed = check_plans(arguments.cards or CARDS, arguments.groups)
         if not missed:
             print(
-                "Each group found on the card what the one before had found, and needed as much: so 50, 200, 500 "
-                "and 10,000 frames, which differ in the number of groups, have these peaks."
+                "Each group left on the card what the one before had left, and from the second on needed as much: "
+                "50, 200, 500 and 10,000 frames differ in the number of groups, so they have no other peaks."
             )
     for line in missed:
         print(line, file=sys.stderr)

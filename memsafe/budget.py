@@ -49,7 +49,8 @@ class Budget:
     shape: None if nothing is known of the model; then the plan's sizes are the first answers. resolution:
     pixels a side of what it draws. history: file that keeps what was measured for the next run; None: nothing
     is kept. plan: gives first answers, the reserve and how guidance is computed. free, ram: bytes that may be
-    taken now, of the device and of main memory, if not read from them. Safe to use from several threads.
+    taken now, of the device and of main memory, if not read from them. growth: bytes of the device that batches
+    larger than the plan's may take now; None: all that are free. Safe to use from several threads.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class Budget:
         video: VideoShape = VideoShape(),  # noqa: B008 - frozen
         free: Callable[[], int] | None = None,
         ram: Callable[[], int] = available_ram,
+        growth: Callable[[], int] | None = None,
     ) -> None:
         self._info, self._shape, self._resolution, self._dtype = info, shape, resolution, dtype
         self._plan, self._video, self._state = plan, video, ""
         self._free: Callable[[], int] = free if free is not None else lambda: available_memory(info)
-        self._ram = ram
+        self._ram, self._growth = ram, growth
         self._history = History(history) if history is not None else None
         self._lock = threading.Lock()
         self._changed = False
@@ -92,6 +94,13 @@ class Budget:
         """
         task = _task(task)
         room = (self._ram() if task is Task.FRAMES else self._free()) - self.reserve(task) - incoming
+        count, start = self._fitting(task, room), self._start(task)
+        if self._growth is None or start is None or count <= start or task is Task.FRAMES:
+            return count
+        return max(min(count, self._fitting(task, self._growth() - incoming)), start)
+
+    def _fitting(self, task: Task, room: int) -> int:
+        """Most items that fit in `room` bytes; at least 1."""
         with self._lock:
             points = dict(self._peaks.get(self._name(task), {}))
             failures = dict(self._peaks.get(self._name(task) + FAILED, {}))

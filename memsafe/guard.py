@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from .batching import run_batches
-from .budget import Budget, Task
+from .budget import MARGIN, Budget, Task
 from .costs import ModelShape, VideoShape
 from .device import (
     DeviceInfo,
@@ -72,6 +72,7 @@ class Guard:
             history,
             plan=plan,
             video=workload.video,
+            growth=self._growth(workload),
         )
         self._tasks: dict[str, Task] = {}
         self._peak = 0  # bytes on the device, of the run so far
@@ -91,6 +92,7 @@ class Guard:
         items: Iterable[T],
         call: Callable[[list[T]], Iterable[R]],
         inside: Callable[[], AbstractContextManager[None]],
+        incoming: Callable[[], int],
         *,
         stage: str,
         task: Task | None,
@@ -98,6 +100,7 @@ class Guard:
     ) -> Generator[R, None, None]:
         """`run_batches` on `call`, each batch `inside` a context and measured for the next.
 
+        incoming: bytes that entering the context would bring to the device, were it entered now.
         task: whose budget decides how many at a time, at most `size`; None: always `size`.
         """
         if task is not None:
@@ -111,7 +114,7 @@ class Guard:
             if task is None:
                 return size
             self._follow_fallbacks()
-            return min(self.budget.get_optimal_batch_size(task), size)
+            return min(self.budget.get_optimal_batch_size(task, incoming=incoming()), size)
 
         return run_batches(items, measured, planned, stage=stage, recovery=self.recovery)
 
@@ -143,6 +146,23 @@ class Guard:
     def _failed(self, stage: str, size: int) -> None:
         if stage in self._tasks:
             self.budget.observe_failure(self._tasks[stage], size)
+
+    def _growth(self, workload: Workload) -> Callable[[], int] | None:
+        """Batches grow as long as the run takes no more of the device than the plan foresees."""
+        shape, plan, device = workload.shape, self._plan, self._device
+        if shape is None or allocated_memory(device) is None:
+            return None
+        foreseen = shape.peak_bytes(
+            workload.resolution,
+            plan.dtype,
+            vae_batch=plan.vae_batch,
+            windows=plan.windows,
+            guidance_passes=plan.guidance_passes,
+            offload=plan.offload,
+            stream_weights=plan.stream_weights,
+        )
+        most = int(MARGIN * foreseen)
+        return lambda: most - (allocated_memory(device) or 0)
 
     def _watch(self) -> PressureWatch:
         info, device = self._info, self._device

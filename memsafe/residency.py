@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from .costs import streamed_bytes, weight_bytes
 from .transfers import Loan, Transfers
 from .weight_streaming import streamed
 
@@ -53,6 +54,17 @@ class Residency:
                 self._users[module] += 1
                 stack.callback(self._leave, module)
             yield
+
+    def incoming(self, modules: Iterable[nn.Module], *, streamable: bool = False) -> int:
+        """Bytes that entering `on_device` now would bring to the device, and keep there together."""
+        if _is_main_memory(self.device):
+            return 0
+        size = streamed_bytes if self.stream_weights and streamable else weight_bytes
+        return sum(
+            size(module)
+            for module in modules
+            if not self._users[module] and not all(_is_on(tensor, self.device) for tensor in _tensors(module))
+        )
 
     def evict(self, modules: Iterable[nn.Module] = ()) -> bool:
         """Move `modules`, and all that stayed on the device, to main memory now, but for those in use.

@@ -194,7 +194,10 @@ class Runtime:
                     resident.close()
                     raise
 
-            yield from self._guard.batches(items, call, inside, stage=stage, task=task, size=size)
+            def incoming() -> int:
+                return self._residency.incoming(modules, streamable=streamable)
+
+            yield from self._guard.batches(items, call, inside, incoming, stage=stage, task=task, size=size)
 
     @contextmanager
     def stage(self, name: str, *modules: nn.Module) -> Iterator[None]:

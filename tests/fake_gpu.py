@@ -138,6 +138,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: obj
 def _statistics(memory: Allocations, size: int) -> Iterator[None]:
     """What torch says of a card of `size` bytes that nobody else uses."""
     answers: dict[str, Callable[..., object]] = {
+        "is_available": lambda: False,  # whether it is or not: no streams, no page-locked memory
         "init": lambda: None,
         "memory_allocated": lambda device=None: memory.now,
         "memory_reserved": lambda device=None: memory.now,

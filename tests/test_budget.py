@@ -24,7 +24,7 @@ from latentsync_memsafe.memsafe.history import History, default_history_path
 from cards import GIB, card
 
 MIB = 2**20
-LARGE = ModelShape("1.6", 2_535_889_288, 167_307_726, 32_833_536, 320, 128, 256, 8, 16, 727_562_240)
+LARGE = ModelShape("1.6", 2_535_889_288, 167_307_726, 32_833_536, 320, 128, 256, 8, 16, 1_268_843_520)
 DEVICE_TASKS = [task for task in Task if task is not Task.FRAMES]
 
 
@@ -109,6 +109,20 @@ def test_first_answers_are_the_plans_even_if_more_would_fit() -> None:
     unknown = budget(70 * GIB, size=80, planned=True, shape=None)
     assert unknown.get_optimal_batch_size("vae_decode") == plan.vae_batch
     assert budget(70 * GIB, shape=None).get_optimal_batch_size("vae_decode") == 1
+
+
+def test_batches_outgrow_the_plan_only_within_what_is_left_for_growth() -> None:
+    """The plan's own size is always allowed, and what is free is still the limit."""
+    planned = plan_for(card(24)).vae_batch
+    for growth, expected in ((0, planned), (planned * GIB + 1, planned), (12 * GIB, 12), (99 * GIB, 16)):
+        one = budget(40 * GIB, planned=True, growth=lambda growth=growth: growth)
+        for batch in (1, planned):
+            one.observe(Task.VAE_DECODE, batch, batch * GIB)
+        assert one.get_optimal_batch_size(Task.VAE_DECODE) == expected
+    one = budget(5 * GIB, planned=True, growth=lambda: 99 * GIB)
+    one.observe(Task.VAE_DECODE, 1, GIB)
+    one.observe(Task.VAE_DECODE, planned, planned * GIB)
+    assert one.get_optimal_batch_size(Task.VAE_DECODE) < planned
 
 
 def simulate(one: Budget, task: Task, cost: Callable[[int], int], free: int, calls: int) -> list[int]:
