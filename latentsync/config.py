@@ -17,6 +17,9 @@ CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 E = TypeVar("E", bound=Enum)
 
+# Of the 1,000 timesteps of training, which the published scheduler counts from 1 (steps_offset) in a table from 0.
+LARGEST_STEPS = 999
+
 
 class Length(str, Enum):
     """Which input decides how long the output is."""
@@ -46,7 +49,7 @@ class SyncOptions:
     """What one lip-sync run should do; raises InputError for a value out of range."""
 
     seed: int = 1247  # of the noise, 0 .. 2**64 - 1
-    steps: int = 20  # denoising steps, 1 .. 1000
+    steps: int = 20  # denoising steps, 1 .. 999
     guidance: float = 1.5  # classifier-free guidance; 1.0 turns it off; useful range 1.0 .. 3.0
     resolution: int | None = (
         None  # face side in pixels, a multiple of 64; None: what the model was trained at
@@ -81,10 +84,10 @@ class SyncOptions:
             "an integer from 0 to 2**64 - 1",
         )
         _check(
-            _integer(self.steps) and 1 <= self.steps <= 1000,
+            _integer(self.steps) and 1 <= self.steps <= LARGEST_STEPS,
             "steps",
             self.steps,
-            "an integer from 1 to 1000",
+            f"an integer from 1 to {LARGEST_STEPS}",
         )
         _check(
             _finite(self.guidance) and 1.0 <= self.guidance <= 20.0,

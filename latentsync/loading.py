@@ -8,6 +8,7 @@ A model folder holds
     the VAE                     vae/config.json and vae/diffusion_pytorch_model.safetensors (or .bin), or
                                 vae.safetensors (diffusers' or the original names), or else a folder
                                 sd-vae-ft-mse beside the model folder or in the checkpoints root
+A single file is a UNet with the others beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")
+WEIGHT_SUFFIXES = (".safetensors", ".pt")
 AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
 VAE_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 HASH_DIGITS = 12
@@ -76,7 +78,7 @@ def load_models(
     detector: FaceDetector | None = None,
     int8: bool = False,
 ) -> ModelBundle:
-    """Load "1.6", "1.5", "demo" or a model folder (see above) onto `device`.
+    """Load "1.6", "1.5", "demo", a model folder (see above) or a UNet's file onto `device`.
 
     `dtype` is the UNet's and the VAE's. With `int8` most of the UNet's weights are kept in 8 bits and computed in
     `dtype`: half the memory, and a picture that differs a little (measured on the demo model: 60 dB where it is
@@ -85,10 +87,12 @@ def load_models(
     Raises CheckpointError naming the file when one is missing, damaged or of another model; nothing is ever
     left with random weights.
     """
-    folder = find_model_folder(model)
-    config = folder_config(folder)
-    unet_file = _first(folder, UNET_FILES, "The UNet")
-    audio_file = _first(folder, AUDIO_FILES, "The audio encoder")
+    file = Path(model).expanduser()
+    single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
+    folder = file.parent if single else find_model_folder(model)
+    config = folder_config(folder, file.stem if single else folder.name)
+    unet_file = file if single else _first(folder, UNET_FILES, "The UNet")
+    audio_file = _first(folder, AUDIO_FILES, f"For {unet_file.name}, the audio encoder")
     vae_file = _find_vae(folder)
     if detector is None:
         from .faces import load_detector
@@ -108,9 +112,12 @@ def load_models(
     )
 
 
-def folder_config(folder: Path) -> ModelConfig:
-    """The folder's config.yaml; sections it leaves out, or all, are the published model's."""
-    published = ModelConfig.published("1.5" if "1.5" in folder.name else "1.6")
+def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
+    """The folder's config.yaml; sections it leaves out, or all, are the published model's.
+
+    name: says which published one, instead of the folder's.
+    """
+    published = ModelConfig.published("1.5" if "1.5" in (name or folder.name) else "1.6")
     path = folder / "config.yaml"
     if not path.is_file():
         return published

@@ -29,6 +29,7 @@ from .generate import Window, WindowGenerator
 from .journal import Journal, JournalledGenerator, run_key
 from .loading import ModelBundle
 from .look_back import LookBack
+from .masked import FrameMask, MaskedGenerator
 from .report import Report
 from .timeline import timeline
 from .video import ArraySource, FrameSource, VideoWriter, check_target, is_pipe, open_video
@@ -59,13 +60,16 @@ class _Generator(Protocol):
 class LipSyncPipeline:
     """The stages in order; holds at most a few windows of frames, whatever the length of the video.
 
-    `bundle` holds the networks, called as modules; `runtime` says where and how much at a time.
+    bundle: the networks, called as modules. runtime: where and how much at a time; None: the best there is.
+    latents: encoded faces of earlier runs; None: those of this pipeline's own runs.
     """
 
-    def __init__(self, bundle: ModelBundle, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, bundle: ModelBundle, runtime: Runtime | None = None, latents: LatentCache | None = None
+    ) -> None:
         self.bundle = bundle
         self.runtime = runtime if runtime is not None else Runtime.auto()
-        self._latents = LatentCache(LATENT_CACHE_BYTES)
+        self._latents = latents if latents is not None else LatentCache(LATENT_CACHE_BYTES)
 
     def run(
         self,
@@ -75,6 +79,9 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         *,
         resume: bool = False,
+        mask: np.ndarray | None = None,
+        report: Report | None = None,
+        watch: Callable[[np.ndarray], None] = lambda frame: None,
     ) -> Report:
         """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
 
@@ -82,10 +89,13 @@ class LipSyncPipeline:
         is complete. resume: finished frames are kept in a hidden file beside it until then, and those that an
         interrupted run of the same inputs and options left there are not computed again. Raises a
         LatentSyncError for anything the user can mend, and memsafe.Cancelled.
+
+        `mask`: where a frame may change, as FrameMask takes it. `report`, if given, is filled on the way and
+        returned. `watch` is called with every finished frame, uint8 [h, w, 3], before it is written.
         """
         output = Path(output)
         _check_output(output, source, audio)
-        report = Report()
+        report = report if report is not None else Report()
         with ExitStack() as stack:
             frames = stack.enter_context(_opened(source, options))
             sound = open_audio(audio)
@@ -110,10 +120,11 @@ class LipSyncPipeline:
                 writer,
                 Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain,
                 closing(
-                    self._finished(frames, sound, options, report, output.absolute().parent, journal)
+                    self._finished(frames, sound, options, report, output.absolute().parent, journal, mask)
                 ) as finished,
             ):
                 for frame in finished:
+                    watch(frame)
                     drain.put(frame)
         self._complete(report)
         return report
@@ -124,16 +135,21 @@ class LipSyncPipeline:
         audio: Audio,
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         report: Report | None = None,
+        *,
+        mask: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window.
 
-        Lazy: they are computed when they are asked for. `report`, if given, is filled on the way.
+        Lazy: they are computed when they are asked for. `report`, if given, is filled on the way. `mask`:
+        where a frame may change, as FrameMask takes it.
         """
         report = report if report is not None else Report()
         with (
             _opened(source, options) as frames,
             closing(
-                self._finished(frames, open_audio(audio), options, report, Path(tempfile.gettempdir()))
+                self._finished(
+                    frames, open_audio(audio), options, report, Path(tempfile.gettempdir()), mask=mask
+                )
             ) as finished,
         ):
             for window in grouped(finished, self.bundle.config.num_frames):
@@ -153,6 +169,7 @@ class LipSyncPipeline:
         report: Report,
         folder: Path,
         journal: Journal | None = None,
+        mask: np.ndarray | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames of one run of the runtime; what it could not get into memory is explained.
 
@@ -176,6 +193,8 @@ class LipSyncPipeline:
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
             generator: _Generator = plain if journal is None else JournalledGenerator(plain, journal)
+            if mask is not None:
+                generator = MaskedGenerator(generator, FrameMask(mask, source))
             yield from self._synced(source, sound, options, template, generator, look_back, report)
             report.attention = plain.attention.used
 
@@ -314,12 +333,16 @@ class LipSyncPipeline:
         return timed
 
 
-def preflight(source: Source, audio: Audio, output: str | Path, options: SyncOptions) -> None:
+def preflight(
+    source: Source, audio: Audio, output: str | Path, options: SyncOptions, mask: np.ndarray | None = None
+) -> None:
     """Raise what `run` would raise for inputs that cannot be used, before any weights are loaded."""
     _check_output(Path(output), source, audio)
     if not (isinstance(source, (str, Path)) and is_pipe(source)):  # which can be opened only once
         with _opened(source, options) as frames:
             _check_source(frames, options)
+        if mask is not None:
+            FrameMask(mask, frames)
     open_audio(audio)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from ..memsafe import Progress
     from .stopping import Stop
@@ -48,6 +49,9 @@ class ProgressBar:
     def interrupted(self) -> bool:
         """Whether a signal asked to stop; it raises by itself unless Python lost that."""
         return self._stop.requested
+
+    def reserve(self, module: nn.Module, leaving: bool) -> None:
+        """The device is the runtime's alone."""
 
     def __enter__(self) -> ProgressBar:
         return self

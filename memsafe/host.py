@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from torch import nn
 
 
 class Cancelled(Exception):  # noqa: N818 - it is no error
@@ -40,6 +41,12 @@ class Host(Protocol):
     def interrupted(self) -> bool:
         """Whether the run should stop; asked between denoising steps."""
 
+    def reserve(self, module: nn.Module, leaving: bool) -> None:
+        """`module` is about to be used on the device: the host may make room, or bring it there itself.
+
+        `leaving`: the runtime brings it and takes it away again, so the host must not.
+        """
+
 
 class NullHost:
     """Nobody watches."""
@@ -53,3 +60,6 @@ class NullHost:
     def interrupted(self) -> bool:
         """Never."""
         return False
+
+    def reserve(self, module: nn.Module, leaving: bool) -> None:
+        """The device is the runtime's alone."""

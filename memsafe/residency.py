@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 from weakref import WeakSet
@@ -23,7 +23,7 @@ class Residency:
 
     offload: modules are there only inside `on_device`. What leaves is dropped there, not copied back (see
     `Loan`). stream_weights: of modules that allow it there are never all weights there. transfers: how weights
-    get there.
+    get there. reserve: told of every module before it comes, and whether it leaves again (see `Host.reserve`).
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Residency:
         offload: bool,
         stream_weights: bool = False,
         transfers: Transfers | None = None,
+        reserve: Callable[[nn.Module, bool], None] = lambda module, leaving: None,
     ) -> None:
         self.device = device
         self.offload = offload
         self.stream_weights = stream_weights
         self._transfers = transfers if transfers is not None else Transfers(device)
+        self._reserve = reserve
         self._users: Counter[nn.Module] = Counter()
         self._stayed: WeakSet[nn.Module] = WeakSet()
 
@@ -82,7 +84,9 @@ class Residency:
 
     def _visit(self, module: nn.Module, streamable: bool) -> AbstractContextManager[None]:
         streams = self.stream_weights and streamable
-        if _is_main_memory(self.device) or not (self.offload or streams):
+        leaving = not _is_main_memory(self.device) and (self.offload or streams)
+        self._reserve(module, leaving)
+        if not leaving:
             _move(module, self.device)
             self._stayed.add(module)
             return nullcontext()

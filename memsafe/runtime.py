@@ -58,7 +58,7 @@ class Runtime:
         self.key_weight = self.attention_mode.default_weight if key_weight is None else key_weight
         self._history = history
         self._refit: Callable[[Workload], tuple[DeviceInfo, MemoryPlan]] | None = None
-        self._residency = _residency(plan, info)
+        self._residency = _residency(plan, info, self.host)
         self._finished = 0  # frames of the current run
         self._guard = self._new_guard(Workload())
         self._started = time.monotonic()
@@ -72,14 +72,15 @@ class Runtime:
         vram_limit_gb: float | None = None,
         dtype: torch.dtype | None = None,
         host: Host | None = None,
+        offload: bool | None = None,
         attention_mode: AttentionMode | str = AttentionMode.FLASH,
         key_weight: float | None = None,
     ) -> Runtime:
         """A runtime for `device`, or the best there is; `vram_limit_gb` is taken for the card's size.
 
-        The plan is made anew for every run, from its networks and what is free then. `dtype` replaces the
-        plan's precision; the rest as for a Runtime. Raises ValueError for an unusable device, a limit that is no
-        size, or an unknown mode.
+        The plan is made anew for every run, from its networks and what is free then. `dtype` and, on a GPU with
+        memory of its own, `offload` replace the plan's; the rest as for a Runtime. Raises ValueError for an
+        unusable device, a limit that is no size, or an unknown mode.
         """
 
         def look() -> DeviceInfo:
@@ -89,11 +90,16 @@ class Runtime:
         def fitted(workload: Workload) -> tuple[DeviceInfo, MemoryPlan]:
             info = look()
             shape, side, video = workload.shape, workload.resolution, workload.video
-            return info, plan_for(info, shape, side, video, memory_mode, dtype=dtype)
+            return info, chosen(plan_for(info, shape, side, video, memory_mode, dtype=dtype))
+
+        def chosen(plan: MemoryPlan) -> MemoryPlan:
+            if offload is None or plan.device.type != "cuda":
+                return plan
+            return replace(plan, offload=offload)
 
         info = look()
         runtime = cls(
-            plan_for(info, memory_mode=memory_mode, dtype=dtype),
+            chosen(plan_for(info, memory_mode=memory_mode, dtype=dtype)),
             info,
             host,
             history=default_history_path(),
@@ -149,7 +155,7 @@ class Runtime:
         if self._refit is not None:
             self.info, self.plan = self._refit(workload)
         planned = self.plan
-        self._residency = _residency(planned, self.info)
+        self._residency = _residency(planned, self.info, self.host)
         self._finished = 0
         self.seconds.clear()
         self._started = time.monotonic()
@@ -273,7 +279,7 @@ class Runtime:
 
         def cpu() -> bool:
             self.plan = replace(self.plan, device=torch.device("cpu"))
-            self._residency = Residency(self.device, offload=False)
+            self._residency = Residency(self.device, offload=False, reserve=self.host.reserve)
             with torch.inference_mode(False):
                 for network in workload.networks:
                     network.to(self.device)
@@ -282,8 +288,8 @@ class Runtime:
         return {"offload": offload, "stream_weights": stream_weights, "cpu": cpu}
 
 
-def _residency(plan: MemoryPlan, info: DeviceInfo) -> Residency:
+def _residency(plan: MemoryPlan, info: DeviceInfo, host: Host) -> Residency:
     # What leaves the device is page-locked as far as main memory allows, so that it comes back while the device
     # works; half of that memory stays for everything else.
     transfers = Transfers(plan.device, pin_limit=max(0, info.ram_available // 2 - plan.ram_budget))
-    return Residency(plan.device, plan.offload, plan.stream_weights, transfers)
+    return Residency(plan.device, plan.offload, plan.stream_weights, transfers, host.reserve)

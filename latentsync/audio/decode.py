@@ -43,14 +43,14 @@ class FileAudio:
             raise AudioError(f"There is no file {path}; check the path of the sound.")
         if path.stat().st_size == 0:
             raise AudioError(f"{path} is empty (0 bytes); expected a sound or video file.")
-        if next(self._decoded(), None) is None:
+        if next(self.pcm(), None) is None:
             raise AudioError(f"{path} has a sound stream without samples; give --audio a file with sound.")
 
     @property
     def duration(self) -> Fraction:
         """Exact seconds: samples per channel over sample rate. The first use may decode the whole file."""
         if self._duration is None:
-            for _ in self._decoded():
+            for _ in self.pcm():
                 pass
         if self._duration is None:
             raise AudioError(f"{self.path} could not be decoded to its end.")
@@ -58,10 +58,10 @@ class FileAudio:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite."""
-        return mono_16k(self._decoded(), str(self.path))
+        return mono_16k(self.pcm(), str(self.path))
 
-    def _decoded(self) -> Iterator[tuple[np.ndarray, int]]:
-        """PCM blocks ([channels, n], sample rate), gaps filled; at the end `duration` is known."""
+    def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Blocks ([channels, n] in the file's own type, sample rate), gaps filled; then `duration` is known."""
         duration = Fraction(0)
         rate = count = 0
         start: float | None = None  # time stamp at which the sound began, moved where the clock jumps

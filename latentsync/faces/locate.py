@@ -25,6 +25,7 @@ class LocatedFrame:
     frame: np.ndarray  # uint8 [h, w, 3] RGB
     matrix: np.ndarray | None  # float64 [2, 3] from frame to crop pixels; None: leave the frame alone
     strength: float  # 0..1, how strongly the generated face shows
+    index: int = 0  # which frame of the source it is
 
 
 class FaceLocator:
@@ -107,16 +108,16 @@ class FaceLocator:
                     "without a face (missing_face=keep), or cut them out."
                 )
             self._known.extend([float("nan")] * 7)
-            return LocatedFrame(frame, None, 0.0)
+            return LocatedFrame(frame, None, 0.0, number)
         matrix, bias = self._template.matrix(placement.points, self._bias)
         if self._options.parity:
             self._bias = bias
         self._found += 1
         self._known.extend([*matrix.ravel().tolist(), placement.strength])
-        return LocatedFrame(frame, matrix, placement.strength)
+        return LocatedFrame(frame, matrix, placement.strength, number)
 
     def _again(self, index: int, frame: np.ndarray) -> LocatedFrame:
         values = np.array(self._known[7 * index : 7 * index + 7])
         if np.isnan(values[0]):
-            return LocatedFrame(frame, None, 0.0)
-        return LocatedFrame(frame, values[:6].reshape(2, 3), float(values[6]))
+            return LocatedFrame(frame, None, 0.0, index)
+        return LocatedFrame(frame, values[:6].reshape(2, 3), float(values[6]), index)

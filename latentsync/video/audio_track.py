@@ -94,20 +94,30 @@ def open_track(
         return AudioTrack(container, packets, limit, opened.pop_all())
 
 
+def fits(stream: av.AudioStream, suffix: str) -> bool:
+    """Whether players play a stream so coded in a container of this kind."""
+    return _codec(stream) in _COPIED[suffix]
+
+
+def _codec(stream: av.AudioStream) -> str:
+    """FFmpeg has "mp3" and "mp3float" for one format."""
+    return stream.codec_context.name.removesuffix("float") if stream.codec_context is not None else ""
+
+
 def _from_file(
     path: Path, container: OutputContainer, suffix: str, opened: contextlib.ExitStack
 ) -> Iterator[av.Packet]:
     source, stream = _open(path)
     opened.enter_context(source)
-    name = stream.codec_context.name.removesuffix("float")  # FFmpeg has "mp3" and "mp3float" for one format
     tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_TAGS_NOT_KEPT)}
     first = _first_frame(path)
-    if name in _COPIED[suffix]:
+    if fits(stream, suffix):
         copy = container.add_stream_from_template(stream)
         copy.metadata.update(tags)
         return _copied(
             source, stream, copy, first.pts * first.time_base if first.pts is not None else Fraction(0)
         )
+    name = _codec(stream)
     coding = _coding(path, name, stream, suffix)
     log.info("The sound of %s (%s) is coded as %s for %s.", path, name, coding.codec.upper(), suffix)
     return add_encoded(container, _frames(source, stream), coding, tags)

@@ -104,13 +104,14 @@ class ToRGB:
 
 
 class FromRGB:
-    """uint8 [height, width, 3] RGB frames, both sides even, to yuv420p as complete tags (see coded_tags) say.
+    """uint8 [height, width, 3] RGB frames, both sides even, to Y'CbCr as complete tags (see coded_tags) say.
 
-    Chroma lies where H.264 decoders take it to be: level with the left of two pixels, between two rows.
-    Swscale alone would put it between the columns, half a pixel off.
+    Chroma lies where decoders take it to be: level with the left of two pixels and, where two rows share it
+    (4:2:0), between them. Swscale alone would put it between the columns, half a pixel off.
     """
 
-    def __init__(self, tags: ColorTags, width: int, height: int) -> None:
+    def __init__(self, tags: ColorTags, width: int, height: int, pix_fmt: str = "yuv420p") -> None:
+        between_rows = 128 if "420" in pix_fmt else 0
         self._graph = av.filter.Graph()
         source = self._graph.add_buffer(
             width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 1000)
@@ -118,10 +119,11 @@ class FromRGB:
         scale = self._graph.add(
             "scale",
             f"out_color_matrix={_MATRIX_NAMES[_COEFFICIENTS[tags.matrix or BT709]]}"
-            f":out_range={'pc' if tags.range == FULL else 'tv'}:out_h_chr_pos=0:out_v_chr_pos=128"
+            f":out_range={'pc' if tags.range == FULL else 'tv'}:out_h_chr_pos=0"
+            f":out_v_chr_pos={between_rows}"
             ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
         )
-        coded = self._graph.add("format", "pix_fmts=yuv420p")
+        coded = self._graph.add("format", f"pix_fmts={pix_fmt}")
         sink = self._graph.add("buffersink")
         for one, next_one in ((source, scale), (scale, coded), (coded, sink)):
             one.link_to(next_one)

@@ -1,4 +1,4 @@
-"""Writing H.264 video with sound; the file appears under its name only when it is complete."""
+"""Writing video with sound; the file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ import numpy as np
 from ..errors import InputError, OutputError
 from .audio_track import AudioTrack, open_track
 from .color import FromRGB, coded_tags
+from .encoder import Encoder, x264
 from .source import ColorTags
 from .target import check_target
+
+# What mp4 has a place for that players read; other keys need QuickTime's free-form tags, in place of these.
+_PLAYERS_KEYS = {"title", "artist", "album", "comment", "genre", "date", "description", "copyright"}
 
 
 class FrameSink(Protocol):
@@ -37,10 +41,10 @@ class FrameSink(Protocol):
 
 
 class VideoWriter:
-    """H.264 (x264, yuv420p) in .mp4, .mov or .mkv; frame i is shown at i / fps, exactly but for mkv's 1 ms.
+    """Video in .mp4, .mov or .mkv; frame i is shown at i / fps, exactly but for mkv's 1 ms.
 
-    width, height: of the frames. H.264 with 4:2:0 chroma has even sides only, so an odd side grows by one
-        replicated row or column.
+    width, height: of the frames. Video whose chroma is subsampled has even sides only, so an odd side grows
+        by one replicated row or column.
     audio: a file, whose first sound stream is copied where the container takes it, or (samples, rate).
         Matroska cannot hide the priming of AAC and MP3 that come out of MP4, so there sound and picture
         both begin that much (about 23 ms) late.
@@ -48,7 +52,8 @@ class VideoWriter:
     end_audio_with_video: so are those that begin at or after the end of the last frame.
     color: the tags of the source; coded_tags says what is filled in.
     pixel_aspect: width over height of a pixel.
-    metadata: such as title and comment; mp4 keeps the keys it knows.
+    metadata: such as title and comment, or a program's own keys.
+    encoder: None for x264 with `crf` and `preset`, which count for nothing with another one.
 
     Parent folders are created, and removed again if the run fails.
 
@@ -69,6 +74,7 @@ class VideoWriter:
         pixel_aspect: Fraction = Fraction(1),
         end_audio_with_video: bool = False,
         preset: str = "faster",
+        encoder: Encoder | None = None,
     ) -> None:
         self.path = Path(path)
         check_target(self.path)
@@ -77,13 +83,12 @@ class VideoWriter:
         self.frames_written = 0
         self._coded_size = (width + width % 2, height + height % 2)
         self._tags = coded_tags(color or ColorTags(), *self._coded_size)
-        self._to_yuv = FromRGB(self._tags, *self._coded_size)
+        self._encoder = encoder or x264(crf, preset)
+        self._to_yuv = FromRGB(self._tags, *self._coded_size, self._encoder.pix_fmt)
         self._audio, self._audio_limit = audio, audio_limit
         self._end_audio_with_video = end_audio_with_video
         self._pixel_aspect = pixel_aspect
         self._metadata = {key: str(text) for key, text in (metadata or {}).items()}
-        # Half the preset's lookahead: 70 MB less at 1080p, files within 10 % in size.
-        self._options = {"crf": str(crf), "preset": preset, "rc-lookahead": "10"}
         self._created: list[Path] = []
         self._container: av.container.OutputContainer | None = None
         self._track: AudioTrack | None = None
@@ -144,14 +149,17 @@ class VideoWriter:
             pass
 
     def _open(self) -> None:
-        movie = self._partial.suffix in (".mp4", ".mov")
         self._container = container = av.open(
-            str(self._partial.absolute()), "w", container_options={"movflags": "+faststart"} if movie else {}
+            str(self._partial.absolute()),
+            "w",
+            container_options=container_options(self._partial.suffix, self._metadata),
         )
         container.metadata.update(self._metadata)
-        self._video = stream = container.add_stream("libx264", rate=self.fps, options=self._options)
+        self._video = stream = container.add_stream(
+            self._encoder.codec, rate=self.fps, options=dict(self._encoder.options)
+        )
         stream.width, stream.height = self._coded_size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = self._encoder.pix_fmt
         context = stream.codec_context
         context.time_base = 1 / self.fps
         context.sample_aspect_ratio = self._pixel_aspect
@@ -207,10 +215,18 @@ class VideoWriter:
         try:
             yield
         except (OSError, av.FFmpegError) as error:
-            raise OutputError(_explanation(error, self.path)) from error
+            raise OutputError(explanation(error, self.path)) from error
 
 
-def _explanation(error: OSError | av.FFmpegError, path: Path) -> str:
+def container_options(suffix: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """What the muxer is told: the index comes first, and mp4 and mov also keep keys that only programs know."""
+    if suffix not in (".mp4", ".mov"):
+        return {}
+    return {"movflags": "+faststart" + ("" if metadata.keys() <= _PLAYERS_KEYS else "+use_metadata_tags")}
+
+
+def explanation(error: OSError | av.FFmpegError, path: Path) -> str:
+    """Why a file could not be written, and what to do."""
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full while writing {path}; free some space or choose another folder."

@@ -1,0 +1,114 @@
+"""What a run would hold and how long it would take, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..memsafe import DeviceInfo, MemoryMode, MemoryPlan, ModelShape, VideoShape, plan_for
+from ..memsafe.device import GIB
+from .config import ModelConfig
+from .models.unet import UNet3DConditionModel
+from .models.whisper import AudioEncoder
+from .pace import Pace, pace_key
+
+# Bits per pixel of H.264 at CRF 16: 0.056 to 0.075 on three talking heads of 1080x1920.
+BITS_PER_PIXEL = 0.08
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan and its foreseeable peaks; sizes in bytes."""
+
+    device: str
+    plan: MemoryPlan
+    vram: int | None  # None: the networks run in main memory
+    ram: int  # frames that wait, and what the networks take of it
+    disk: int | None  # of the result; None: its length is not known
+    seconds_per_frame: float | None  # from earlier runs on this device; None: there were none
+    frames: int | None
+
+    def text(self) -> str:
+        """For people, a line each."""
+        plan = self.plan
+        vram = "none: the networks are in main memory" if self.vram is None else f"about {_size(self.vram)}"
+        lines = [
+            f"Device         {self.device}",
+            f"Tier           {plan.tier.value} ({plan.memory_mode.value})",
+            f"Precision      {str(plan.dtype).removeprefix('torch.')}",
+            f"Batches        {plan.face_batch} frames for the detector, {plan.vae_batch} faces for the VAE, "
+            f"{plan.windows} window(s) for the denoiser, guidance in {plan.guidance_passes} pass(es)",
+            f"Weights        {_placement(plan)}",
+            f"Peak VRAM      {vram}",
+            f"Peak RAM       about {_size(self.ram)}",
+            f"Disk           {'unknown length' if self.disk is None else f'about {_size(self.disk)}'}",
+        ]
+        if self.seconds_per_frame is None:
+            return "\n".join([*lines, "Time           not known before the first run on this device"])
+        lines.append(f"Time           about {self.seconds_per_frame:.3f} s per frame, from earlier runs")
+        if self.frames is not None:
+            lines.append(f"               about {self.frames * self.seconds_per_frame / 60:.1f} min in all")
+        return "\n".join(lines)
+
+
+def forecast(
+    info: DeviceInfo,
+    config: ModelConfig,
+    video: VideoShape,
+    *,
+    memory_mode: MemoryMode | str = MemoryMode.BALANCED,
+    dtype: torch.dtype | None = None,
+    steps: int = 20,
+    guidance: float = 1.5,
+) -> Forecast:
+    """What syncing `video` with the model of `config` would take; loads no weights. Raises ValueError for a mode."""
+    first = plan_for(info, memory_mode=memory_mode, dtype=dtype)
+    shape = model_shape(config, first.dtype)
+    plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype)
+    peak = shape.peak_bytes(
+        config.resolution,
+        plan.dtype,
+        vae_batch=plan.vae_batch,
+        windows=plan.windows,
+        guidance_passes=plan.guidance_passes if guidance > 1 else 2,
+        offload=plan.offload,
+        stream_weights=plan.stream_weights,
+    )
+    waiting = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
+    networks = peak if info.kind != "cuda" else shape.unet_bytes + shape.vae_bytes + shape.other_bytes
+    pixels = video.width * video.height
+    return Forecast(
+        device=info.describe(),
+        plan=plan,
+        vram=peak if info.kind == "cuda" else None,
+        ram=waiting * video.frame_bytes + networks,
+        disk=None if video.frames is None else round(video.frames * pixels * BITS_PER_PIXEL / 8),
+        seconds_per_frame=Pace().seconds_per_frame(
+            pace_key(info, config.name, config.resolution, guidance > 1), steps
+        ),
+        frames=video.frames,
+    )
+
+
+def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
+    """The shape of a model's networks, from its config alone."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(config.unet)
+        vae = AutoencoderKL.from_config(dict(config.vae))
+        audio = AudioEncoder.from_dims(config.audio_encoder)
+    return ModelShape.from_modules(
+        unet, vae, audio, name=config.name, window_frames=config.num_frames, dtype=dtype
+    )
+
+
+def _placement(plan: MemoryPlan) -> str:
+    if plan.stream_weights:
+        return "streamed to the device block by block"
+    return "on the device only while used" if plan.offload else "on the device"
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

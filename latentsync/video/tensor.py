@@ -1,0 +1,43 @@
+"""Images as torch programs hold them, float 0 .. 1, read as frames without a second copy of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import as_fps
+from ..errors import VideoError
+from .source import ClosingSource, ColorTags
+
+
+class TensorSource(ClosingSource):
+    """Float images [n, h, w, c] in 0 .. 1 on any device; grey is spread to RGB, alpha is dropped.
+
+    fps: as `as_fps` takes it. Raises VideoError for another shape or type, or no image.
+    """
+
+    def __init__(self, images: Any, fps: Fraction | float | int | str = Fraction(25)) -> None:
+        shape = list(getattr(images, "shape", []))
+        if not isinstance(images, torch.Tensor) or not images.is_floating_point() or len(shape) != 4:
+            raise VideoError(
+                f"The images are {getattr(images, 'dtype', type(images).__name__)} {shape}; "
+                "expected a float tensor [n, h, w, 3] with values from 0 to 1."
+            )
+        if 0 in shape or shape[3] not in (1, 3, 4):
+            raise VideoError(f"The images are {shape}; expected [n, h, w, 3] with one image or more.")
+        self._images = images
+        self.fps = as_fps(fps)
+        self.frame_estimate: int | None = shape[0]
+        self.height, self.width = shape[1:3]
+        self.color = ColorTags()
+        self.pixel_aspect = Fraction(1)
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Images `start`, `start + 1`, ... as uint8 [h, w, 3], rounded: bytes over 255 come back exactly."""
+        for image in self._images[start:]:
+            rgb = image[..., :3].expand(-1, -1, 3).float()
+            yield rgb.nan_to_num().mul(255).round_().clamp_(0, 255).byte().cpu().contiguous().numpy()

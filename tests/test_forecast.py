@@ -1,0 +1,57 @@
+"""What a run would take, before it is started."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentsync_memsafe.latentsync.config import ModelConfig
+from latentsync_memsafe.latentsync.forecast import forecast, model_shape
+from latentsync_memsafe.latentsync.pace import Pace, pace_key
+from latentsync_memsafe.memsafe import ModelShape, VideoShape
+from latentsync_memsafe.memsafe.device import GIB
+
+from cards import card
+from small_models import CONFIG, tiny_bundle
+
+TINY = ModelConfig.from_yaml(CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_the_shape_from_a_config_is_that_of_the_networks() -> None:
+    bundle = tiny_bundle()
+    loaded = ModelShape.from_modules(
+        bundle.unet, bundle.vae, bundle.audio_encoder, name="tiny", window_frames=TINY.num_frames
+    )
+    assert model_shape(TINY, torch.float32) == loaded
+
+
+def test_peaks_follow_the_card_and_the_video() -> None:
+    video = VideoShape(1080, 1920, 500)
+    small, large = (forecast(card(gib), ModelConfig.published("1.6"), video) for gib in (8, 24))
+    assert small.vram < 4.5 * GIB < large.vram < 24 * GIB and small.plan.offload and not large.plan.offload
+    assert forecast(card(8), TINY, VideoShape(1080, 1920, 1000)).disk == 2 * small.disk
+    assert "compact" in small.text() and "about" in small.text()
+
+
+def test_time_comes_from_earlier_runs_of_the_same_kind() -> None:
+    info, video = card(8), VideoShape(1080, 1920, 500)
+    assert "not known" in forecast(info, TINY, video).text()
+    Pace().remember(pace_key(info, TINY.name, TINY.resolution, guided=True), 20, frames=100, seconds=50.0)
+    assert forecast(info, TINY, video, steps=20).seconds_per_frame == 0.5
+    assert forecast(info, TINY, video, steps=10).seconds_per_frame == 0.25
+    assert "4.2 min" in forecast(info, TINY, video).text()
+    assert forecast(info, TINY, video, guidance=1.0).seconds_per_frame is None
+    assert forecast(card(24), TINY, video).seconds_per_frame is None
+
+
+def test_the_pace_of_some_numbers_of_steps_is_kept_and_the_latest_wins() -> None:
+    pace = Pace()
+    for steps in range(1, 30):
+        pace.remember("key", steps, 10, 10.0 * steps)
+    pace.remember("key", 29, 10, 58.0)
+    assert pace.seconds_per_frame("key", 29) == 5.8 and pace.seconds_per_frame("key", 28) == 28.0

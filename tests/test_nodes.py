@@ -1,0 +1,381 @@
+"""The sync nodes in a fake ComfyUI: what they are, what they hand over, and how they behave as guests."""
+
+import asyncio
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
+from latentsync_memsafe.latentsync.errors import AudioError, CheckpointError, InputError
+from latentsync_memsafe.latentsync.faces import PointsDetector
+from latentsync_memsafe.latentsync.video import ArraySource, open_video
+from latentsync_memsafe.memsafe import Runtime
+
+from fake_comfy import FakeComfy, InterruptProcessingException, install
+from portrait import tones
+from small_models import tiny_bundle
+
+POINTS = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
+FRAMES = 20
+
+
+class EverySame:
+    def detect(self, frames: np.ndarray) -> Any:
+        return PointsDetector([POINTS] * len(frames)).detect(frames)
+
+
+@pytest.fixture
+def comfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeComfy, SimpleNamespace]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fake, pack = install(tmp_path, monkeypatch)
+    asyncio.run(pack.nodes.comfy_entrypoint())
+    return fake, pack
+
+
+@pytest.fixture(scope="module")
+def networks() -> Any:
+    # 64 px faces, so that a test takes a second
+    bundle = tiny_bundle(EverySame())
+    return replace(bundle, config=replace(bundle.config, resolution=64))
+
+
+def images() -> torch.Tensor:
+    """Frames as ComfyUI has them: bytes over 255."""
+    pixels = np.random.default_rng(2).integers(0, 256, (4, 40, 36, 3), np.uint8)
+    return torch.from_numpy(pixels.repeat(4, 1).repeat(4, 2)).float() / 255
+
+
+def audio(seconds: float = FRAMES / 25) -> dict[str, Any]:
+    return {"waveform": torch.from_numpy(tones(seconds))[None, None], "sample_rate": 16_000}
+
+
+def widgets(pack: SimpleNamespace, **changed: Any) -> dict[str, Any]:
+    """The sync node's widgets as a page sends them, two steps instead of twenty."""
+    schema = pack.nodes.LatentSync16MEMSAFE.define_schema()
+    values = {i.id: i.default for i in schema.inputs if i.default is not None}
+    return {**values, "inference_steps": 2, **changed}
+
+
+def run(pack: SimpleNamespace, model: Any, seconds: float = FRAMES / 25, **changed: Any) -> Any:
+    links = {"images": images(), "model": model} | {k: changed.pop(k) for k in ("mask",) if k in changed}
+    return pack.nodes.LatentSync16MEMSAFE.execute(audio(seconds), **links, **widgets(pack, **changed)).values
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_nodes_are_as_saved_workflows_know_them(comfy: Any) -> None:
+    _, pack = comfy
+    nodes = asyncio.run(asyncio.run(pack.nodes.comfy_entrypoint()).get_node_list())
+    schemas = {node.define_schema().node_id: node.define_schema() for node in nodes}
+    assert {"LatentSync16MEMSAFE", "LatentSyncModelLoader", "LatentSyncMemoryPlan"} <= set(schemas)
+    assert {schema.category for schema in schemas.values()} == {"LatentSync"}
+    sync = schemas["LatentSync16MEMSAFE"]
+    # In saved workflows values are known by their place: new inputs may only follow.
+    assert [i.id for i in sync.inputs] == [
+        *("audio", "video", "images", "fps", "model", "mask", "seed", "lips_expression", "inference_steps"),
+        *("memory_mode", "attention_mode", "output_mode", "vram_limit_gb", "face_selection", "face_index"),
+        *("face_x", "face_y", "missing_face", "allow_demo"),
+        *("allow_frame_windows", "allow_lower_resolution", "allow_cpu"),  # optional in API-format prompts
+    ]
+    later = ["allow_frame_windows", "allow_lower_resolution", "allow_cpu"]
+    assert [i.id for i in sync.inputs if i.optional] == ["video", "images", "model", "mask", *later]
+    assert [(o.kind, o.settings["display_name"]) for o in sync.outputs] == [
+        ("IMAGE", "images"),
+        ("AUDIO", "audio"),
+        ("STRING", "video_path"),
+        ("VIDEO", "video"),
+        ("STRING", "report"),
+    ]
+    defaults = {i.id: i.default for i in sync.inputs}
+    assert (defaults["seed"], defaults["lips_expression"], defaults["inference_steps"]) == (1247, 1.5, 20)
+    for schema in schemas.values():
+        assert all(i.settings["tooltip"] for i in schema.inputs)
+        assert all(o.id is None for o in schema.outputs)  # ComfyUI refuses an id that is an input's too
+
+
+def test_every_widget_reaches_the_run(comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pack = comfy
+    seen: dict[str, Any] = {}
+
+    class Recorder(LipSyncPipeline):
+        def run(self, source: Any, audio: Any, output: Any, options: Any, **more: Any) -> Any:
+            seen.update(options=options, fps=source.fps, plan=self.runtime.plan, info=self.runtime.info)
+            seen.update(attention=self.runtime.attention_mode)
+            return super().run(source, audio, output, replace(options, steps=1), **more)
+
+    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", Recorder)
+    run(
+        pack,
+        pack.comfy_models.SyncModel(networks),
+        seed=5,
+        inference_steps=7,
+        lips_expression=2.5,
+        fps=29.97,
+        memory_mode="conservative",
+        attention_mode="standard",
+        vram_limit_gb=3.0,
+        face_selection="position",
+        face_x=81,
+        face_y=60,
+        missing_face="error",
+    )
+    expected = SyncOptions(seed=5, steps=7, guidance=2.5, face_at=(81, 60), missing_face="error")
+    assert seen["options"] == expected
+    assert seen["fps"] == Fraction(30_000, 1001) and seen["attention"] == "standard"
+    assert seen["plan"].memory_mode.value == "conservative" and seen["info"].limit == 3 * 2**30
+    run(pack, pack.comfy_models.SyncModel(networks, attention="flash"), face_selection="index")
+    assert seen["options"].face_index == 0 and seen["attention"] == "flash"
+
+
+def test_wrong_choices_are_named(comfy: Any) -> None:
+    node = comfy[1].nodes.LatentSync16MEMSAFE
+    assert node.validate_inputs(memory_mode="balanced", output_mode=None) is True
+    assert node.validate_inputs(output_mode="gif") == (
+        "output_mode is 'gif'; expected one of: auto, video_file, frames."
+    )
+
+
+def test_images_are_the_frames_before_they_were_encoded(comfy: Any, networks: Any, tmp_path: Path) -> None:
+    _, pack = comfy
+    given = audio()
+    values = pack.nodes.LatentSync16MEMSAFE.execute(
+        given, images=images(), model=pack.comfy_models.SyncModel(networks), **widgets(pack)
+    ).values
+    frames, sound, path, video, report = values
+    source = ArraySource((images() * 255).round().byte().numpy(), 25)
+    plain = LipSyncPipeline(networks, Runtime.auto("cpu")).stream(
+        source, (given["waveform"][0], 16_000), SyncOptions(steps=2)
+    )
+    expected = np.concatenate(list(plain))
+    assert frames.dtype == torch.float32 and torch.equal(frames, torch.from_numpy(expected).float() / 255)
+    assert sound is given
+    assert Path(path).parent == tmp_path / "output" / "latentsync" and files(tmp_path / "temp") == []
+    assert len(list(open_video(path).frames())) == FRAMES == video.get_frame_count()
+    facts = json.loads(report)
+    assert (facts["frames"], facts["output"], facts["warnings"]) == (FRAMES, path, [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "free", "place"),
+    [("video_file", 2**40, "output"), ("auto", 1, "output"), ("frames", 2**40, "temp")],
+)
+def test_images_only_where_they_are_wanted_and_fit(
+    comfy: Any,
+    networks: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    free: int,
+    place: str,
+) -> None:
+    _, pack = comfy
+    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: free)
+    first, _, path, *_ = run(pack, pack.comfy_models.SyncModel(networks), output_mode=mode)
+    assert Path(path).is_relative_to(tmp_path / place)
+    if mode == "frames":
+        assert len(first) == FRAMES
+    else:
+        assert "video output" in first.message or "video or video_path output" in first.message
+
+
+def test_frames_that_cannot_fit_are_refused_before_anything_is_loaded(
+    comfy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pack = comfy
+    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: 1)
+    monkeypatch.setattr(pack.comfy_sync, "load_default", lambda allowed: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="output_mode is frames, but 20 frames of 144x160 take"):
+        run(pack, None, output_mode="frames")
+
+
+def test_networks_unloaded_between_runs_and_stages_come_back(comfy: Any, networks: Any) -> None:
+    fake, pack = comfy
+    model = pack.comfy_models.SyncModel(networks)
+    before = run(pack, model)[0]
+    assert set(fake.loads) == {networks.audio_encoder, networks.vae, networks.unet}
+    for patcher in model.patchers.values():
+        patcher.evict()
+    real = fake.memory.load_models_gpu
+
+    def greedy(patchers: list[Any], **how: Any) -> None:
+        """Room for one network only, as when another node's checkpoint fills the card."""
+        for other in model.patchers.values():
+            if other not in patchers and other.away is None:
+                other.evict()
+        real(patchers, **how)
+
+    pack.comfy_models.comfy_memory.load_models_gpu = greedy
+    try:
+        assert torch.equal(run(pack, model)[0], before)
+    finally:
+        for patcher in model.patchers.values():
+            patcher.load()
+
+
+def test_a_network_that_leaves_again_is_not_counted_as_loaded(comfy: Any, networks: Any) -> None:
+    fake, pack = comfy
+    model = pack.comfy_models.SyncModel(networks)
+    plan = Runtime.auto("cpu").plan
+    model.bring(networks.unet, False, plan)
+    assert model.patchers[networks.unet].loaded and fake.freed == []
+    pack.comfy_models.comfy_memory.is_device_cpu = lambda device: False
+    model.bring(networks.unet, True, plan)
+    assert not model.patchers[networks.unet].loaded and fake.loads == [networks.unet]
+    assert fake.freed[0] >= model.patchers[networks.unet].model_size()
+
+
+def test_a_run_that_fell_back_to_the_cpu_is_left_there(comfy: Any, networks: Any) -> None:
+    fake, pack = comfy
+    model = pack.comfy_models.SyncModel(networks)
+    patcher = model.patchers[networks.unet]
+    patcher.load_device, patcher.loaded = torch.device("cuda"), True
+    model.bring(networks.unet, False, Runtime.auto("cpu").plan)
+    assert not patcher.loaded and fake.loads == fake.freed == []
+
+
+def test_cancel_takes_effect_within_a_step_and_leaves_nothing(
+    comfy: Any, networks: Any, tmp_path: Path
+) -> None:
+    fake, pack = comfy
+    steps: list[int] = []
+
+    class Impatient(torch.nn.Module):
+        def __init__(self, unet: torch.nn.Module) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, *inputs: Any) -> Any:
+            steps.append(1)
+            fake.interrupted = True
+            return self.unet(*inputs)
+
+    model = pack.comfy_models.SyncModel(replace(networks, unet=Impatient(networks.unet)))
+    with pytest.raises(InterruptProcessingException):
+        run(pack, model, inference_steps=20, lips_expression=1.0)
+    assert len(steps) == 1 and not fake.interrupted
+    assert files(tmp_path / "output") == files(tmp_path / "temp") == []
+
+
+def test_cancel_seen_by_the_progress_bar_is_not_swallowed(comfy: Any, networks: Any, tmp_path: Path) -> None:
+    fake, pack = comfy
+    fake.memory.processing_interrupted = None
+    pack.comfy_host.comfy_memory.processing_interrupted = lambda: False
+    fake.interrupted = True
+    with pytest.raises(InterruptProcessingException):
+        run(pack, pack.comfy_models.SyncModel(networks))
+    assert files(tmp_path / "output") == []
+
+
+def test_the_panel_is_told_of_every_window(comfy: Any, networks: Any) -> None:
+    fake, pack = comfy
+    run(pack, pack.comfy_models.SyncModel(networks))
+    assert {(event, page) for event, _, page in fake.messages} == {("latentsync.memsafe.progress", "page")}
+    told = [payload for _, payload, _ in fake.messages]
+    assert [p["stage"] for p in told] == ["load", "prepare", "sync", "sync", "done"]
+    assert [(p["done"], p["total"], p["window"], p["windows"]) for p in told[1:]] == [
+        (0, 20, 0, 2),
+        (16, 20, 1, 2),
+        (20, 20, 2, 2),
+        (20, 20, 2, 2),
+    ]
+    assert told[-1]["file"]["type"] == "output" and told[0]["file"] is None
+    assert told[-1]["warnings"] == told[-1]["skipped"] == []
+    assert all(p["node"] == "7" and 0 < p["ram"][0] < p["ram"][1] and p["vram"] is None for p in told)
+    json.dumps(told)
+    pictures = [preview for _, _, preview in fake.bars if preview is not None]
+    assert len(pictures) == 2 and pictures[0][0] == "JPEG" and pictures[0][1].size == (144, 160)
+
+
+def test_a_mask_confines_the_change(comfy: Any, networks: Any) -> None:
+    _, pack = comfy
+    model = pack.comfy_models.SyncModel(networks)
+    free = run(pack, model)[0]
+    mask = torch.zeros(1, 160, 144)
+    mask[:, :, :80] = 1
+    held = run(pack, model, mask=mask)[0]
+    source = images()[[0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3]]
+    assert not torch.equal(free[:, :, 80:], source[:, :, 80:])  # there was something to hold back
+    assert torch.equal(held[:, :, 80:], source[:, :, 80:]) and torch.equal(held[:, :, :80], free[:, :, :80])
+
+
+def test_without_the_model_the_demo_or_the_names_of_the_files(
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pack = comfy
+    loaded: list[str] = []
+    real = pack.comfy_models.load_model
+    monkeypatch.setattr(
+        pack.comfy_models,
+        "load_model",
+        lambda name: loaded.append(name) or (real(name) if name == "1.6" else name),
+    )
+    model, warnings = pack.comfy_models.load_default(allow_demo=True)
+    assert (loaded, model) == (["1.6", "demo"], "demo") and "poor" in warnings[0]
+    place = tmp_path / "models" / "latentsync" / "1.6" / "latentsync_unet.pt"
+    with pytest.raises(CheckpointError, match="auto_download") as error:
+        pack.comfy_models.load_default(allow_demo=False)
+    assert str(place) in str(error.value)
+
+
+def test_downloads_only_when_asked_and_only_what_is_missing(
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, pack = comfy
+    asked: list[tuple[str, Path]] = []
+
+    def download(target: str, root: Path, progress: Any) -> None:
+        asked.append((target, root))
+        progress("latentsync_unet.pt", 1, 2)
+
+    monkeypatch.setattr(pack.comfy_models, "download", download)
+    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
+    loader = pack.nodes.LatentSyncModelLoader
+    how = {"checkpoint": "1.5", "precision": "auto", "attention": "as in the sync node", "offload": "auto"}
+    with pytest.raises(CheckpointError):
+        loader.execute(**how, auto_download=False)
+    assert asked == []
+    with pytest.raises(CheckpointError):  # the fake download brings nothing
+        loader.execute(**how, auto_download=True)
+    assert asked == [("1.5", tmp_path / "models" / "latentsync")] and fake.bars[-1][:2] == (1, 2)
+    fake.interrupted = True
+    with pytest.raises(InterruptProcessingException):
+        loader.execute(**how, auto_download=True)
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [({}, "neither video nor images"), ({"video": 1, "images": 2}, "both video and images")],
+)
+def test_exactly_one_picture_input(comfy: Any, links: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        comfy[1].nodes.LatentSync16MEMSAFE.execute(audio(), **links, **widgets(comfy[1]))
+
+
+def test_empty_sound_is_refused(comfy: Any) -> None:
+    empty = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44_100}
+    with pytest.raises(AudioError, match="empty"):
+        comfy[1].nodes.LatentSync16MEMSAFE.execute(empty, images=images(), **widgets(comfy[1]))
+
+
+def test_the_plan_knows_earlier_runs(comfy: Any, networks: Any) -> None:
+    _, pack = comfy
+    model = pack.comfy_models.SyncModel(networks)
+    links = {"audio": audio(), "model": model}
+    settings = {"lips_expression": 1.5, "inference_steps": 2, "memory_mode": "balanced", "vram_limit_gb": 0.0}
+    text = pack.nodes.LatentSyncMemoryPlan.execute(**links, **settings).values[0]
+    assert "compact (balanced)" in text and "not known before the first run" in text
+    run(pack, model)
+    assert "from earlier runs" in pack.nodes.LatentSyncMemoryPlan.execute(**links, **settings).values[0]
+
+
+def test_a_node_finds_the_device_by_itself(comfy: Any) -> None:
+    assert comfy[1].nodes.LatentSync16MEMSAFE().device.device == torch.device("cpu")
