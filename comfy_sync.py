@@ -20,7 +20,7 @@ from .latentsync.audio import open_audio
 from .latentsync.config import ModelConfig
 from .latentsync.errors import InputError
 from .latentsync.forecast import forecast
-from .latentsync.pace import Pace, pace_key
+from .latentsync.pace import Pace
 from .latentsync.pipeline import preflight
 from .latentsync.video import FrameSource
 from .latentsync.video.frame_tensor import FrameTensor
@@ -81,8 +81,7 @@ def sync(
             watch=(lambda frame: None) if collected is None else collected.add,
         )
     host.finish(saved)
-    key = pace_key(runtime.info, report.model, model.bundle.config.resolution, options.guidance > 1)
-    Pace().remember(key, options.steps, report.frames, report.total_seconds)
+    Pace().remember_run(runtime.info, model.bundle.config, options, report)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
     return Synced(path, saved, None if collected is None else collected.images, blocked, text)
 

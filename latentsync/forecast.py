@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ BITS_PER_PIXEL = 0.08
 class Forecast:
     """The plan and its foreseeable peaks; sizes in bytes."""
 
-    device: str
+    machine: str
     plan: MemoryPlan
     vram: int | None  # None: the networks run in main memory
     ram: int  # frames that wait, and what the networks take of it
@@ -29,15 +30,20 @@ class Forecast:
     seconds_per_frame: float | None  # from earlier runs on this device; None: there were none
     frames: int | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, those of the plan among them."""
+        others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "plan"}
+        return {**self.plan.as_dict(), **others}
+
     def text(self) -> str:
         """For people, a line each."""
         plan = self.plan
         vram = "none: the networks are in main memory" if self.vram is None else f"about {_size(self.vram)}"
         lines = [
-            f"Device         {self.device}",
+            f"Device         {self.machine}",
             f"Tier           {plan.tier.value} ({plan.memory_mode.value})",
             f"Precision      {str(plan.dtype).removeprefix('torch.')}",
-            f"Batches        {plan.face_batch} frames for the detector, {plan.vae_batch} faces for the VAE, "
+            f"Batches        {plan.face_batch} frames for the detector, {plan.vae_batch} face(s) for the VAE, "
             f"{plan.windows} window(s) for the denoiser, guidance in {plan.guidance_passes} pass(es)",
             f"Weights        {_placement(plan)}",
             f"Peak VRAM      {vram}",
@@ -79,7 +85,7 @@ def forecast(
     networks = peak if info.kind != "cuda" else shape.unet_bytes + shape.vae_bytes + shape.other_bytes
     pixels = video.width * video.height
     return Forecast(
-        device=info.describe(),
+        machine=info.describe(),
         plan=plan,
         vram=peak if info.kind == "cuda" else None,
         ram=waiting * video.frame_bytes + networks,

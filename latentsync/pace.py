@@ -7,6 +7,8 @@ from pathlib import Path
 from ..memsafe import DeviceInfo
 from ..memsafe.device import GIB
 from ..memsafe.history import History, default_history_path
+from .config import ModelConfig, SyncOptions
+from .report import Report
 
 FILE = "pace-history.json"
 _TASK = "microseconds per frame, by steps"
@@ -19,6 +21,15 @@ class Pace:
         beside = default_history_path()
         path = path or (beside.with_name(FILE) if beside is not None else None)
         self._history = History(path) if path is not None else None
+
+    def remember_run(
+        self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report
+    ) -> None:
+        """Note a run that has ended."""
+        side = options.resolution or config.resolution
+        key = pace_key(info, config.name, side, options.guidance > 1)
+        computed = report.frames - report.resumed
+        self.remember(key, options.steps, computed, report.total_seconds)
 
     def remember(self, key: str, steps: int, frames: int, seconds: float) -> None:
         """Note a run of `frames` frames that took `seconds`."""

@@ -1,29 +1,72 @@
-"""`plan`: what the memory plan would be."""
+"""`plan`: what a run would hold and how long it would take."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..config import ModelConfig, SyncOptions
 from .device import add_device_options, make_runtime
-from .result import print_plan
 
-HELP = "show what would be held and computed at a time"
+if TYPE_CHECKING:
+    from ...memsafe import VideoShape
+
+HELP = "show what would be held and computed at a time, and how long it would take"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `plan`."""
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    defaults = SyncOptions()
+    add = parser.add_argument
+    add("--model", default="1.6", help="1.6, 1.5, demo, or a model folder (default: 1.6)")
+    add("--video", type=Path, help="for its size (default: 1920x1080 is meant)")
+    add("--audio", type=Path, help="for the length (default: the video's)")
+    add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
+    add("--guidance", type=float, default=defaults.guidance, help="as for sync (default: %(default)s)")
+    add("--json", action="store_true", help="as JSON")
     add_device_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the machine and its plan."""
+    """Print the machine, its plan, and the peaks and pace that are foreseen; loads no weights."""
+    options = SyncOptions(steps=arguments.steps, guidance=arguments.guidance)
+    from ..forecast import forecast
+
     runtime = make_runtime(arguments)
-    plan = runtime.plan.as_dict()
-    if arguments.json:
-        print(json.dumps({"machine": runtime.info.describe(), **plan}, indent=2))
-        return 0
-    print(runtime.info.describe())
-    print_plan(plan)
+    foreseen = forecast(
+        runtime.info,
+        _config(arguments.model),
+        _shape(arguments.video, arguments.audio),
+        memory_mode=arguments.memory_mode,
+        dtype=runtime.plan.dtype,
+        steps=options.steps,
+        guidance=options.guidance,
+    )
+    print(json.dumps(foreseen.as_dict(), indent=2) if arguments.json else foreseen.text())
     return 0
+
+
+def _config(model: str) -> ModelConfig:
+    """Of a published model also where its weights are not there yet."""
+    if model in ("1.6", "1.5", "demo"):
+        return ModelConfig.published(model)
+    from ..checkpoints import find_model_folder
+    from ..loading import folder_config
+
+    return folder_config(find_model_folder(model))
+
+
+def _shape(video: Path | None, audio: Path | None) -> VideoShape:
+    from ...memsafe import VideoShape
+    from ..audio import open_audio
+    from ..video import open_video
+
+    height, width, frames, fps = VideoShape().height, VideoShape().width, None, None
+    if video is not None:
+        with open_video(video) as source:
+            height, width, frames, fps = source.height, source.width, source.frame_estimate, source.fps
+    if audio is not None:
+        frames = round(open_audio(audio).duration * (fps or 25))
+    return VideoShape(height, width, frames)

@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         parity=arguments.parity,
     )
     from ..faces import load_detector
+    from ..pace import Pace
     from ..pipeline import LipSyncPipeline, preflight
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
@@ -107,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = LipSyncPipeline(bundle, runtime).run(
             arguments.video, arguments.audio, arguments.out, options, resume=arguments.resume
         )
+    Pace().remember_run(runtime.info, bundle.config, options, report)
     print_summary(arguments.out, report)
     save_report(report, arguments.report)
     return 0
