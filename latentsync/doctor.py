@@ -106,7 +106,8 @@ def _requirements() -> list[tuple[str, str]]:
         )
     except importlib.metadata.PackageNotFoundError:
         return []
-    found = (re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", line.strip()) for line in lines)
+    lowest = re.compile(r"([\w.-]+)\s*(?:<[\d.]+,\s*)?>=\s*([\d.]+)(?:,\s*<[\d.]+)?")
+    found = (lowest.fullmatch(line.strip()) for line in lines)
     return [(match[1], match[2]) for match in found if match]
 
 
