@@ -9,15 +9,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from fractions import Fraction
+from itertools import chain, islice
 from itertools import count as count_up
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, weight_dtype
+from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
 from ..memsafe.stream import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .config import Extend, Length, SyncOptions
@@ -118,14 +118,16 @@ class LipSyncPipeline:
             with (
                 explaining_memory(),
                 writer,
-                Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain,
                 closing(
                     self._finished(frames, sound, options, report, output.absolute().parent, journal, mask)
                 ) as finished,
             ):
-                for frame in finished:
-                    watch(frame)
-                    drain.put(frame)
+                # With its first frame the plan of this run is there.
+                shown = chain([next(finished)], finished)
+                with Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain:
+                    for frame in shown:
+                        watch(frame)
+                        drain.put(frame)
         self._complete(report)
         return report
 
@@ -265,7 +267,9 @@ class LipSyncPipeline:
             with torch.inference_mode():
                 yield from encoder(mel)
 
-        return torch.stack(list(self.runtime.batches(mels, states, stage="audio", modules=[encoder])))
+        return starting_over(
+            lambda: torch.stack(list(self.runtime.batches(mels, states, stage="audio", modules=[encoder])))
+        )
 
     def _detect(self, frames: np.ndarray) -> list[list[Face]]:
         def faces(some: list[np.ndarray]) -> list[list[Face]]:

@@ -18,6 +18,7 @@ _STAGES = {
     "two_pass_guidance": ("denoise",),
     "slicing": ("denoise",),
     "vae_tiling": ("encode", "decode"),
+    "stream_weights": ("denoise",),
     "frame_windows": ("denoise",),
     "lower_resolution": ("encode", "denoise", "decode"),
     "cpu": _NETWORKS,

@@ -26,7 +26,7 @@ from .device import (
     used_by_all,
 )
 from .plan import RESOLUTION, MemoryPlan
-from .pressure import Level, Pool, PressureWatch, free_at_peak, shared_spill
+from .pressure import Level, Pool, PressureWatch, Thresholds, free_at_peak, shared_spill
 from .recovery import ADVICE, Action, Ladder, Recovery, Relief
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ class Guard:
     """One run's budget, recovery and pressure.
 
     relief: the fallbacks in force from the start. history: file of measured batches; None: nothing is kept.
+    kernels: what else decides the cost of an item, such as "standard attention".
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Guard:
         workload: Workload,
         relief: Relief,
         history: Path | None = None,
+        kernels: str = "",
     ) -> None:
         self._info, self._plan, self._device = info, plan, plan.device
+        self._kernels = [kernels] if kernels else []
         self._taken = ""
         self.budget = Budget(
             info,
@@ -135,10 +138,10 @@ class Guard:
             self.budget.observe(task, batch, (peak_device_memory(self._device) or 0) - before)
 
     def _follow_fallbacks(self) -> None:
-        """What is measured under a fallback is kept apart from what was measured without."""
-        taken = ", ".join(
-            name for name, on in asdict(self.recovery.relief).items() if on and name != "single_frame"
-        )
+        """What is measured under a fallback, or with other kernels, is kept apart from what was without."""
+        relief = asdict(self.recovery.relief)
+        fallbacks = [name for name, on in relief.items() if on and name != "single_frame"]
+        taken = ", ".join([*self._kernels, *fallbacks])
         if taken != self._taken:
             self._taken = taken
             self.budget.replan(self._plan, taken)
@@ -165,7 +168,7 @@ class Guard:
         return lambda: most - (allocated_memory(device) or 0)
 
     def _watch(self) -> PressureWatch:
-        info, device = self._info, self._device
+        info, device, reserve, card = self._info, self._device, self._plan.reserve, self._info.nvml
 
         def host() -> tuple[int, int]:
             return available_ram(), info.ram_total
@@ -176,12 +179,19 @@ class Guard:
             return left, info.total_memory
 
         def spilled() -> int:
-            held = reserved_memory(device)
-            return shared_spill(info.total_memory, reserved=held, used=used_by_all(device))
+            total = card[0] if card is not None else info.total_memory  # which may be the user's cap
+            return shared_spill(total, reserved=reserved_memory(device), used=used_by_all(device))
 
         if device.type != "cuda":
             return PressureWatch(host)
-        # Only Windows' driver puts into main memory what does not fit; asking takes milliseconds.
-        watch = PressureWatch(host, on_device, spilled=spilled if os.name == "nt" else None)
+        watch = PressureWatch(
+            host,
+            on_device,
+            # Only Windows' driver puts into main memory what does not fit; asking takes milliseconds.
+            spilled=spilled if os.name == "nt" and card is not None else None,
+            # Batches fill the device up to the plan's reserve; pressure is what goes beyond.
+            thresholds=Thresholds(2 * reserve, reserve, reserve / 2),
+            host_thresholds=Thresholds(),
+        )
         watch.add("torch's cache", lambda: empty_cache(device), cost=0.5, at=Level.HIGH, pool=Pool.DEVICE)
         return watch

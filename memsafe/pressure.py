@@ -91,7 +91,7 @@ class PressureWatch:
     """Looks at free memory between batches and takes measures, the cheapest first, until there is enough.
 
     host, device: give (free, total) bytes. Between batches little is in use, so what counts as a device's free
-    bytes is `free_at_peak` since it was last asked. spilled: gives the bytes of `shared_spill`. Looks at most
+    bytes is `free_at_peak` of the last batch. spilled: gives the bytes of `shared_spill`. Looks at most
     every `interval` seconds of `clock`; safe to use from several threads, of which one at a time takes measures.
     """
 

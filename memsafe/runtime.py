@@ -156,6 +156,8 @@ class Runtime:
             self.info, self.plan = self._refit(workload)
         planned = self.plan
         self._residency = _residency(planned, self.info, self.host)
+        if planned.offload:
+            self._residency.evict(workload.networks)  # they came, or stayed, under another plan
         self._finished = 0
         self.seconds.clear()
         self._started = time.monotonic()
@@ -195,7 +197,6 @@ class Runtime:
                         # Entered here, so that weights that do not fit are a batch that does not.
                         resident.enter_context(self._residency.on_device(modules, streamable=streamable))
                         yield
-                        synchronize(self.device)
                 except BaseException:
                     resident.close()
                     raise
@@ -263,7 +264,9 @@ class Runtime:
             stream_weights=plan.stream_weights,
         )
         fallbacks = {"single_frame": None, **workload.fallbacks, **self._own_fallbacks(workload)}
-        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, self._history)
+        mode = self.attention_mode
+        kernels = "" if mode is AttentionMode.FLASH else f"{mode.value} attention"
+        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, self._history, kernels)
 
     def _own_fallbacks(self, workload: Workload) -> Mapping[str, Action | None]:
         """What a runtime can give up by itself: the place of the weights, and at last the device."""

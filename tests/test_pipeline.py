@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentsync_memsafe import latentsync
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, Report, SyncOptions
 from latentsync_memsafe.latentsync.errors import (
     AudioError,
@@ -27,6 +28,7 @@ from latentsync_memsafe.latentsync.errors import (
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, open_video
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Runtime, plan_for, probe
+from latentsync_memsafe.memsafe.stream import Drain
 
 from paths import clip, clip_reference
 from portrait import tones
@@ -243,6 +245,25 @@ def test_run_writes_what_stream_yields(networks: ModelBundle, tmp_path: Path) ->
     assert {"read", "detect", "audio", "align", "encode", "denoise", "decode", "paste", "write"} <= set(
         report.seconds
     )
+
+
+def test_frames_wait_for_the_encoder_as_the_plan_of_the_run_says(
+    networks: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that of the runtime, which was made before the size of the video was known."""
+    depths = []
+
+    class Noted(Drain):
+        def __init__(self, consume, depth: int) -> None:
+            depths.append(depth)
+            super().__init__(consume, depth)
+
+    monkeypatch.setattr(latentsync.pipeline, "Drain", Noted)
+    pipe = pipeline(networks, encode_ahead=64)
+    runtime = pipe.runtime
+    runtime._refit = lambda workload: (runtime.info, replace(runtime.plan, encode_ahead=3))
+    report = pipe.run(scene(20), sound(0.8), tmp_path / "out.mp4", QUICK)
+    assert depths == [3] and report.frames == 20
 
 
 STAGES = ["unet", "vae.encode", "vae.decode", "audio_encoder", "detector", "source", "host"]

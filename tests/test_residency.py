@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentsync_memsafe.memsafe import Runtime, plan_for, residency
+from latentsync_memsafe.memsafe import Runtime, Workload, plan_for, residency
 from latentsync_memsafe.memsafe.residency import Residency
 from latentsync_memsafe.memsafe.transfers import Arrival, Transfers
 
@@ -26,6 +26,13 @@ class Counted(nn.Module):
 
     def devices(self) -> set[str]:
         return {tensor.device.type for tensor in (*self.parameters(), *self.buffers())}
+
+
+class Roaming(Counted):
+    """May leave the meta device, though without values."""
+
+    def to(self, device: torch.device) -> nn.Module:
+        return self.to_empty(device=device)
 
 
 def offloading() -> Runtime:
@@ -80,12 +87,6 @@ def test_modules_leave_when_the_stage_fails_or_one_does_not_fit() -> None:
 
 
 def test_offloading_may_begin_in_the_middle_of_a_run() -> None:
-    class Roaming(Counted):
-        """May leave the meta device, though without values."""
-
-        def to(self, device: torch.device) -> nn.Module:
-            return self.to_empty(device=device)
-
     used, idle, untouched, elsewhere = (Roaming() for _ in range(4))
     homes = Residency(META, offload=False)
     untouched.to(META)
@@ -105,6 +106,12 @@ def test_offloading_may_begin_in_the_middle_of_a_run() -> None:
     with homes.on_device([used]):  # or it leaves when it is used next
         assert used.devices() == {"meta"}
     assert used.devices() == {"cpu"}
+
+
+def test_what_another_plan_left_on_the_device_leaves_it_before_an_offloaded_run() -> None:
+    used, other, runtime = Roaming().to(META), Roaming().to(META), offloading()
+    with runtime.run(Workload(networks=[used, other])), runtime.stage("work", used):
+        assert used.devices() == {"meta"} and other.devices() == {"cpu"}
 
 
 def test_where_the_devices_memory_is_main_memory_nothing_moves() -> None:
