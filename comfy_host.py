@@ -94,7 +94,7 @@ class ComfyHost:
             "tier": "" if runtime is None else runtime.plan.tier.value,
             "vram": None if vram is None else [vram - available_memory(info), vram],
             "ram": [info.ram_total - available_ram(), info.ram_total],
-            "retries": 0 if runtime is None else len(runtime.retries),
+            "retries": 0 if runtime is None else sum(retry["count"] for retry in runtime.retries),
             "skipped": [list(stretch) for stretch in self._report.without_face],
             "warnings": self._warnings,
         }
@@ -106,6 +106,8 @@ def errors_for_comfy() -> Iterator[None]:
     try:
         yield
     except MemoryLimitError as error:
+        if comfy_memory.is_device_cpu(comfy_memory.get_torch_device()):
+            raise  # it would speak of a GPU, and there is nothing to unload
         raise comfy_memory.OOM_EXCEPTION(str(error)) from error  # it then unloads the models of other nodes
     except Cancelled:
         comfy_memory.throw_exception_if_processing_interrupted()  # also takes the request back

@@ -18,7 +18,7 @@ from .latentsync.downloads import download
 from .latentsync.errors import CheckpointError
 from .latentsync.faces import load_detector
 from .latentsync.installed import find_faces, find_model
-from .latentsync.loading import ModelBundle, load_models
+from .latentsync.loading import ModelBundle, find_vae, load_models
 from .latentsync.pipeline import LATENT_CACHE_BYTES
 from .memsafe import LatentCache, MemoryPlan, ModelShape, plan_for, probe
 from .memsafe.budget import MARGIN
@@ -73,7 +73,7 @@ class SyncModel:
             network: ModelPatcher(LatentSyncNetwork(network), load_device=load, offload_device=rest)
             for network in (bundle.unet, bundle.vae, bundle.audio_encoder)
         }
-        self._shape = ModelShape.from_modules(
+        self.shape = ModelShape.from_modules(
             *self.patchers, name=bundle.config.name, window_frames=bundle.config.num_frames
         )
 
@@ -86,7 +86,7 @@ class SyncModel:
         """Have ComfyUI unload models of other nodes until a run by `plan` fits."""
         if comfy_memory.is_device_cpu(plan.device):
             return
-        peak = self._shape.peak_bytes(
+        peak = self.shape.peak_bytes(
             self.bundle.config.resolution,
             plan.dtype,
             vae_batch=plan.vae_batch,
@@ -119,7 +119,7 @@ class SyncModel:
                 comfy_memory.free_memory(patcher.model_size() + needed, plan.device)
 
     def _activations(self, network: nn.Module, plan: MemoryPlan) -> int:
-        shape, side = self._shape, self.bundle.config.resolution
+        shape, side = self.shape, self.bundle.config.resolution
         if network is self.bundle.unet:
             return plan.windows * shape.window_bytes(side, plan.dtype, plan.guidance_passes)
         if network is self.bundle.vae:
@@ -172,9 +172,16 @@ def load_default(allow_demo: bool) -> tuple[SyncModel, list[str]]:
 
 
 def _fetch_missing(name: str, roots: list[Path], progress: Callable[[str, int, int], None]) -> None:
-    for target, find in (("faces", lambda: find_faces(roots)), (name, lambda: find_model(name, roots))):
-        try:
-            find()
-        except CheckpointError:
-            if target == "faces" or target in MODEL_FILES:
-                download(target, roots[0], progress)
+    try:
+        find_faces(roots)
+    except CheckpointError:
+        download("faces", roots[0], progress)
+    if name not in MODEL_FILES:
+        return
+    root = roots[0]
+    try:
+        folder = find_model(name, roots)
+        root = folder.parent  # the rest belongs there too
+        find_vae(folder)
+    except CheckpointError:
+        download(name, root, progress)

@@ -20,8 +20,8 @@ from .latentsync.audio import open_audio
 from .latentsync.config import ModelConfig
 from .latentsync.errors import InputError
 from .latentsync.forecast import forecast
+from .latentsync.inputs import preflight
 from .latentsync.pace import Pace
-from .latentsync.pipeline import preflight
 from .latentsync.video import FrameSource
 from .latentsync.video.frame_tensor import FrameTensor
 from .memsafe import Runtime, VideoShape, probe
@@ -102,18 +102,21 @@ def _options(settings: dict[str, Any]) -> SyncOptions:
 
 
 def _runtime(settings: dict[str, Any], model: SyncModel, host: ComfyHost) -> Runtime:
-    offload = model.offload
-    if offload is None and comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM:
-        offload = True
     return Runtime.auto(
         comfy_memory.get_torch_device(),
         memory_mode=settings["memory_mode"],
         vram_limit_gb=settings["vram_limit_gb"] or None,
         dtype=model.dtype,
         host=host,
-        offload=offload,
+        offload=_offload(model),
         attention_mode=model.attention or settings["attention_mode"],
     )
+
+
+def _offload(model: SyncModel) -> bool | None:
+    if model.offload is None and comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM:
+        return True
+    return model.offload
 
 
 def _target(output_mode: str) -> tuple[Path, ui.SavedResult]:
@@ -174,4 +177,6 @@ def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str,
         dtype=None if model is None else model.dtype,
         steps=settings["inference_steps"],
         guidance=settings["lips_expression"],
+        shape=None if model is None else model.shape,
+        offload=None if model is None else _offload(model),
     ).text()

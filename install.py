@@ -5,6 +5,7 @@ again, and without a network nothing is changed; the nodes then say what is miss
 """
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ PACKAGE = "latentsync_memsafe"
 
 def main() -> None:
     """Fetch them and say where they are, or why not; never ends with an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a folder's name may have letters that a Windows console lacks
     try:
         _import_pack()
         from latentsync_memsafe.latentsync.downloads import download

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,17 @@ from .latentsync.video.presets import Preset
 
 CATEGORY = "LatentSync"
 _IMAGE_FPS = "Frames per second of IMAGE input. A VIDEO has its own frame rate, and this is ignored."
+_MATCHES = [match.value for match in Match]
+_PRESETS = [preset.value for preset in Preset]
 _LONGEST = 24 * 3600.0  # seconds, of the widgets
 
 
-def _known(choices: type[Enum], value: str | None) -> bool | str:
-    """What ComfyUI does not check itself; None: another node gives the value."""
-    known = [choice.value for choice in choices]
-    return value is None or value in known or f"{value!r} is none of the choices: {', '.join(known)}."
+def check_choices(**given: tuple[str | None, list[str]]) -> bool | str:
+    """True, or what is wrong, which ComfyUI does not check itself; None: another node gives the value."""
+    for name, (value, choices) in given.items():
+        if value is not None and value not in choices:
+            return f"{name} is {value!r}; expected one of: {', '.join(choices)}."
+    return True
 
 
 class LatentSyncLoadVideo(io.ComfyNode):
@@ -151,7 +154,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="The sound that the video shall match."),
                 io.Combo.Input(
                     "mode",
-                    options=[match.value for match in Match],
+                    options=_MATCHES,
                     default=Match.BOUNCE.value,
                     tooltip="bounce, loop and freeze make the video as long as the sound, and a longer video is cut; "
                     "a shorter one goes on backwards and forwards in turns, from its start again, or with its last "
@@ -170,7 +173,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mode: str | None = None) -> bool | str:
-        return _known(Match, mode)
+        return check_choices(mode=(mode, _MATCHES))
 
     @classmethod
     def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
@@ -273,7 +276,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format",
-                    options=[preset.value for preset in Preset],
+                    options=_PRESETS,
                     default=Preset.MP4.value,
                     tooltip="mp4 plays everywhere; with NVENC an NVIDIA GPU codes it (the CPU where that does not "
                     "work). mkv survives where mp4 tools fail. ProRes is for editing. A VIDEO that is H.264 in a "
@@ -299,7 +302,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, format: str | None = None) -> bool | str:
-        return _known(Preset, format)
+        return check_choices(format=(format, _PRESETS))
 
     @classmethod
     def execute(

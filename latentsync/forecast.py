@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -67,11 +67,19 @@ def forecast(
     dtype: torch.dtype | None = None,
     steps: int = 20,
     guidance: float = 1.5,
+    shape: ModelShape | None = None,
+    offload: bool | None = None,
 ) -> Forecast:
-    """What syncing `video` with the model of `config` would take; loads no weights. Raises ValueError for a mode."""
+    """What syncing `video` with the model of `config` would take; loads no weights. Raises ValueError for a mode.
+
+    shape: of the networks, where they are loaded. offload: as for `Runtime.auto`.
+    """
     first = plan_for(info, memory_mode=memory_mode, dtype=dtype)
-    shape = model_shape(config, first.dtype)
+    if shape is None:
+        shape = model_shape(config, first.dtype)
     plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype)
+    if offload is not None and info.kind == "cuda":
+        plan = replace(plan, offload=offload)
     peak = shape.peak_bytes(
         config.resolution,
         plan.dtype,

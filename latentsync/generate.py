@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -58,6 +58,14 @@ class _Batch:
     conditioning: Tensor  # [1, 9, f, s, s]
     audio: Tensor  # [1, f, n, d]
     present: list[int]  # positions of the frames with a face
+
+
+class FaceGenerator(Protocol):
+    """A WindowGenerator or its like; what it makes of a frame's face is its own matter."""
+
+    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]: ...
+
+    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray: ...
 
 
 class WindowGenerator:

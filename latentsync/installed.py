@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .checkpoints import FACE_FILES, MODEL_FILES, PACKAGE, demo_folder, find_model_folder
+from .checkpoints import FACE_FILES, MODEL_FILES, PACKAGE, find_model_folder
 from .errors import CheckpointError
 from .loading import UNET_FILES, WEIGHT_SUFFIXES
 
@@ -65,8 +65,3 @@ def find_faces(roots: Sequence[Path]) -> Path:
         f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; put them there "
         "(checkpoints/README.md of this pack says where they come from)."
     )
-
-
-def has_demo(roots: Sequence[Path]) -> bool:
-    """Whether the small demo model is there."""
-    return any(demo_folder(root) is not None for root in roots)

@@ -93,7 +93,7 @@ def load_models(
     config = folder_config(folder, file.stem if single else folder.name)
     unet_file = file if single else _first(folder, UNET_FILES, "The UNet")
     audio_file = _first(folder, AUDIO_FILES, f"For {unet_file.name}, the audio encoder")
-    vae_file = _find_vae(folder)
+    vae_file = find_vae(folder)
     if detector is None:
         from .faces import load_detector
 
@@ -210,7 +210,8 @@ def _first(folder: Path, candidates: tuple[str, ...], what: str) -> Path:
     raise CheckpointError(f"{what} is missing: found none of {', '.join(candidates)} in {folder}.")
 
 
-def _find_vae(folder: Path) -> Path:
+def find_vae(folder: Path) -> Path:
+    """The image autoencoder's weights for the model in `folder`; raises CheckpointError naming the places."""
     if (folder / "vae").is_dir():
         return _first(folder / "vae", VAE_FILES, "The VAE")
     if (folder / "vae.safetensors").is_file():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 
 from .errors import InputError
 from .faces.locate import LocatedFrame
+from .generate import FaceGenerator, Window
 from .video import FrameSource
 
 logger = logging.getLogger(__name__)
@@ -63,19 +64,13 @@ class FrameMask:
         return self._last[1]
 
 
-class _Generator(Protocol):
-    def synthesize(self, windows: Sequence[Any]) -> Sequence[Any]: ...
-
-    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray: ...
-
-
 class MaskedGenerator:
     """A generator of faces whose finished frames differ from the source only where a mask allows it."""
 
-    def __init__(self, generator: _Generator, mask: FrameMask) -> None:
+    def __init__(self, generator: FaceGenerator, mask: FrameMask) -> None:
         self._generator, self._mask = generator, mask
 
-    def synthesize(self, windows: Sequence[Any]) -> Sequence[Any]:
+    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]:
         """The faces of all windows' frames, as the generator makes them."""
         return self._generator.synthesize(windows)
 

@@ -6,13 +6,13 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from itertools import chain, islice
 from itertools import count as count_up
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,18 +21,19 @@ from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_ove
 from ..memsafe.stream import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .config import Extend, Length, SyncOptions
-from .errors import AudioError, FaceError, InputError, OutputError
+from .errors import AudioError, FaceError
 from .faces.align import Template
 from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
-from .generate import Window, WindowGenerator
+from .generate import FaceGenerator, Window, WindowGenerator
+from .inputs import Audio, Source, check_output, check_source, opened
 from .journal import Journal, JournalledGenerator, run_key
 from .loading import ModelBundle
 from .look_back import LookBack
 from .masked import FrameMask, MaskedGenerator
 from .report import Report
 from .timeline import timeline
-from .video import ArraySource, FrameSource, VideoWriter, check_target, is_pipe, open_video
+from .video import FrameSource, VideoWriter
 from .windows import grouped
 from .workload import explaining_memory, workload_of
 
@@ -43,18 +44,6 @@ T = TypeVar("T")
 PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
 LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 455 faces of 512 px
 SPILLED = 256 * 2**20  # bytes of frames that go to the disk at once when main memory is scarce
-SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
-
-Source = str | Path | FrameSource | np.ndarray
-Audio = str | Path | tuple[Any, int]
-
-
-class _Generator(Protocol):
-    """A WindowGenerator or its like; what it makes of a frame's face is its own matter."""
-
-    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]: ...
-
-    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray: ...
 
 
 class LipSyncPipeline:
@@ -94,10 +83,10 @@ class LipSyncPipeline:
         returned. `watch` is called with every finished frame, uint8 [h, w, 3], before it is written.
         """
         output = Path(output)
-        _check_output(output, source, audio)
+        check_output(output, source, audio)
         report = report if report is not None else Report()
         with ExitStack() as stack:
-            frames = stack.enter_context(_opened(source, options))
+            frames = stack.enter_context(opened(source, options))
             sound = open_audio(audio)
             journal = None
             if resume:
@@ -147,7 +136,7 @@ class LipSyncPipeline:
         """
         report = report if report is not None else Report()
         with (
-            _opened(source, options) as frames,
+            opened(source, options) as frames,
             closing(
                 self._finished(
                     frames, open_audio(audio), options, report, Path(tempfile.gettempdir()), mask=mask
@@ -177,7 +166,7 @@ class LipSyncPipeline:
 
         folder: where frames that do not fit in main memory may lie for a while.
         """
-        _check_source(source, options)
+        check_source(source, options)
         side = options.resolution or self.bundle.config.resolution
         video = VideoShape(source.height, source.width, source.frame_estimate)
         with (
@@ -194,7 +183,7 @@ class LipSyncPipeline:
             self._describe(report, source)
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
-            generator: _Generator = plain if journal is None else JournalledGenerator(plain, journal)
+            generator: FaceGenerator = plain if journal is None else JournalledGenerator(plain, journal)
             if mask is not None:
                 generator = MaskedGenerator(generator, FrameMask(mask, source))
             yield from self._synced(source, sound, options, template, generator, look_back, report)
@@ -206,7 +195,7 @@ class LipSyncPipeline:
         sound: AudioSource,
         options: SyncOptions,
         template: Template,
-        generator: _Generator,
+        generator: FaceGenerator,
         look_back: LookBack,
         report: Report,
     ) -> Generator[np.ndarray, None, None]:
@@ -335,61 +324,6 @@ class LipSyncPipeline:
             self.runtime.seconds[stage] += time.perf_counter() - start
 
         return timed
-
-
-def preflight(
-    source: Source, audio: Audio, output: str | Path, options: SyncOptions, mask: np.ndarray | None = None
-) -> None:
-    """Raise what `run` would raise for inputs that cannot be used, before any weights are loaded."""
-    _check_output(Path(output), source, audio)
-    if not (isinstance(source, (str, Path)) and is_pipe(source)):  # which can be opened only once
-        with _opened(source, options) as frames:
-            _check_source(frames, options)
-        if mask is not None:
-            FrameMask(mask, frames)
-    open_audio(audio)
-
-
-def _check_output(output: Path, *inputs: Source | Audio) -> None:
-    check_target(output)
-    for given in inputs:
-        if isinstance(given, (str, Path)):
-            with suppress(OSError, ValueError):  # one of them does not exist, so they are not the same
-                if output.samefile(given):
-                    raise OutputError(f"The output {output} is also an input; choose another output name.")
-
-
-def _opened(source: Source, options: SyncOptions) -> AbstractContextManager[FrameSource]:
-    """A FrameSource from whatever came; closed on leaving only if it was opened here."""
-    if isinstance(source, np.ndarray):
-        return ArraySource(source, options.fps or PARITY_FPS)
-    if isinstance(source, (str, Path)):
-        return open_video(source, options.fps)
-    if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
-        raise InputError(
-            f"The video is a {type(source).__name__}; expected a file path, a numpy array uint8 [n, h, w, 3] RGB "
-            "or a FrameSource whose fps is a Fraction."
-        )
-    if options.fps is not None and options.fps != source.fps:
-        raise InputError(
-            f"fps is {options.fps}, but the given source runs at {source.fps}; open the source at that rate."
-        )
-    return nullcontext(source)
-
-
-def _check_source(source: FrameSource, options: SyncOptions) -> None:
-    if min(source.width, source.height) < SMALLEST_SIDE:
-        raise InputError(
-            f"The video is {source.width}x{source.height}; expected at least {SMALLEST_SIDE} pixels "
-            "on each side."
-        )
-    if options.face_at is not None:
-        x, y = options.face_at
-        if not (0 <= x < source.width and 0 <= y < source.height):
-            raise InputError(
-                f"face_at is ({x:g}, {y:g}), outside the video of {source.width}x{source.height}; "
-                "give pixel coordinates inside it."
-            )
 
 
 def _video_seconds(source: FrameSource) -> Fraction | None:

@@ -57,17 +57,20 @@ def workload_of(
 @contextmanager
 def explaining_memory() -> Iterator[None]:
     """Raise MemoryLimitError for memory that ran out inside, wherever that was."""
+    told = ""
     try:
         yield
     except OutOfMemory as error:
-        raise MemoryLimitError(str(error)) from None
+        told = str(error)
     except Exception as error:
         if not is_oom(error):
             raise
         text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise MemoryLimitError(
+        told = (
             f"Memory ran out outside of the networks ({text}); close other programs, or give a smaller video."
-        ) from None
+        )
+    if told:  # raised out here, for the error it comes from pins frames and tensors
+        raise MemoryLimitError(told)
 
 
 def lower_resolution(side: int) -> int:
@@ -92,6 +95,7 @@ def _tile(vae: Any, side: int, runtime: Runtime, undo: ExitStack) -> bool:
     """Have the VAE work in tiles until `undo` is closed; False where the plan wants none as small as that."""
     tile = runtime.plan.vae_tile
     if not runtime.plan.vae_tiling or tile >= side or getattr(vae, "use_tiling", False):
+        runtime.relief.vae_tiling = False
         return False
     names = ("tile_sample_min_size", "tile_latent_min_size", "use_tiling")
     for name in names:

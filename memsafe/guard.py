@@ -25,7 +25,7 @@ from .device import (
     reset_peak_device_memory,
     used_by_all,
 )
-from .plan import RESOLUTION, MemoryPlan
+from .plan import RESOLUTION, MemoryPlan, peak_of
 from .pressure import Level, Pool, PressureWatch, Thresholds, free_at_peak, shared_spill
 from .recovery import ADVICE, Action, Ladder, Recovery, Relief
 
@@ -155,16 +155,7 @@ class Guard:
         shape, plan, device = workload.shape, self._plan, self._device
         if shape is None or allocated_memory(device) is None:
             return None
-        foreseen = shape.peak_bytes(
-            workload.resolution,
-            plan.dtype,
-            vae_batch=plan.vae_batch,
-            windows=plan.windows,
-            guidance_passes=plan.guidance_passes,
-            offload=plan.offload,
-            stream_weights=plan.stream_weights,
-        )
-        most = int(MARGIN * foreseen)
+        most = int(MARGIN * peak_of(plan, shape, workload.resolution))
         return lambda: most - (allocated_memory(device) or 0)
 
     def _watch(self) -> PressureWatch:

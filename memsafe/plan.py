@@ -204,14 +204,14 @@ def _fitted(plan: MemoryPlan, info: DeviceInfo, model: ModelShape, resolution: i
     """The plan with as much less at a time as it takes to fit, the cheapest step first."""
     room = info.usable_memory - round(plan.reserve * info.total_memory)
     steps = 0
-    while _peak(plan, model, resolution) > room:
+    while peak_of(plan, model, resolution) > room:
         smaller = _smaller(plan, model, resolution, info.kind == "cuda")
         if smaller is None:
             logger.warning(
                 "%s at %d px needs about %.1f GiB even in the smallest steps, and %s leaves %.1f GiB.",
                 model.name,
                 resolution,
-                _peak(plan, model, resolution) / GIB,
+                peak_of(plan, model, resolution) / GIB,
                 info.name,
                 room / GIB,
             )
@@ -251,7 +251,8 @@ def _smaller(plan: MemoryPlan, model: ModelShape, resolution: int, leaves: bool)
     return None
 
 
-def _peak(plan: MemoryPlan, model: ModelShape, resolution: int) -> int:
+def peak_of(plan: MemoryPlan, model: ModelShape, resolution: int) -> int:
+    """Bytes on the device at the worst moment of a run by this plan, foreseen (see `ModelShape.peak_bytes`)."""
     return model.peak_bytes(
         resolution,
         plan.dtype,

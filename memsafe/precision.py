@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -34,6 +34,26 @@ def autocast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
         return nullcontext()
     # Casts that are kept would hold all weights a second time.
     return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+@contextmanager
+def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the module is on `device` with its weights in float32; afterwards there with those it came with.
+
+    For CPUs, which compute in half precision many times slower: measured, a small UNet 7 and a VAE 86 times.
+    """
+    with torch.inference_mode(False):
+        module.to(device)
+        tensors = [*module.parameters(), *module.buffers()]
+        halves = [(tensor, tensor.data) for tensor in tensors if tensor.dtype.is_floating_point]
+        for tensor, half in halves:
+            tensor.data = half.float()
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for tensor, half in halves:
+                tensor.data = half
 
 
 @dataclass(frozen=True)

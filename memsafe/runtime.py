@@ -21,6 +21,7 @@ from .guard import Guard, Workload
 from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
 from .plan import SLICES, MemoryMode, MemoryPlan, plan_for
+from .precision import in_float32
 from .pressure import PressureWatch
 from .recovery import Action, Relief
 from .residency import Residency
@@ -59,6 +60,7 @@ class Runtime:
         self._history = history
         self._refit: Callable[[Workload], tuple[DeviceInfo, MemoryPlan]] | None = None
         self._residency = _residency(plan, info, self.host)
+        self._undo = ExitStack()  # of what a fallback has changed for the current run
         self._finished = 0  # frames of the current run
         self._guard = self._new_guard(Workload())
         self._started = time.monotonic()
@@ -164,7 +166,8 @@ class Runtime:
         self._guard = self._new_guard(workload)
         reset_peak_device_memory(self.device)
         try:
-            yield
+            with ExitStack() as self._undo:
+                yield
         finally:
             self._guard.budget.save()
             self.plan = planned  # a fallback may have changed it
@@ -229,11 +232,9 @@ class Runtime:
             empty_cache(self.device)
 
     def frames_at_once(self, window: int) -> int:
-        """Frames gathered for the networks: whole windows of `window` frames, as many as memory is foreseen for."""
-        budget = self._guard.budget
-        wanted = max(self.plan.frames_in_flight, window * budget.get_optimal_batch_size(Task.UNET_INFERENCE))
-        affordable = budget.get_optimal_batch_size(Task.FRAMES)
-        return max(min(wanted, affordable) // window, 1) * window
+        """Frames gathered for the networks: whole windows of `window` frames, as many as the plan has in flight."""
+        affordable = self._guard.budget.get_optimal_batch_size(Task.FRAMES)
+        return max(min(self.plan.frames_in_flight, affordable) // window, 1) * window
 
     def check_interrupted(self) -> None:
         """Raise Cancelled if the host wants to stop."""
@@ -281,11 +282,10 @@ class Runtime:
             self._residency.stream_weights = True
 
         def cpu() -> bool:
-            self.plan = replace(self.plan, device=torch.device("cpu"))
+            self.plan = replace(self.plan, device=torch.device("cpu"), dtype=torch.float32)
             self._residency = Residency(self.device, offload=False, reserve=self.host.reserve)
-            with torch.inference_mode(False):
-                for network in workload.networks:
-                    network.to(self.device)
+            for network in workload.networks:
+                self._undo.enter_context(in_float32(network, self.device))
             return True
 
         return {"offload": offload, "stream_weights": stream_weights, "cpu": cpu}

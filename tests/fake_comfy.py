@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 PACK = "latentsync_memsafe"
-NODE_MODULES = ("nodes", "media_nodes", "comfy_host", "comfy_models", "comfy_sync", "comfy_video")
+NODE_MODULES = (
+    "nodes",
+    "media_nodes",
+    "comfy_host",
+    "comfy_models",
+    "comfy_sync",
+    "comfy_video",
+    "sync_inputs",
+)
 
 
 class InterruptProcessingException(Exception):

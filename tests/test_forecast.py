@@ -38,6 +38,16 @@ def test_peaks_follow_the_card_and_the_video() -> None:
     assert "compact" in small.text() and "about" in small.text()
 
 
+def test_networks_that_are_loaded_count_as_they_are() -> None:
+    video, small = VideoShape(1080, 1920, 500), tiny_bundle()
+    shape = ModelShape.from_modules(small.unet, small.vae, small.audio_encoder)
+    published = ModelConfig.published("1.6")
+    large = forecast(card(24), published, video)
+    assert forecast(card(24), published, video, shape=shape).vram < large.vram / 10
+    moved = forecast(card(24), published, video, offload=True)
+    assert moved.vram < large.vram and "only while used" in moved.text()
+
+
 def test_time_comes_from_earlier_runs_of_the_same_kind() -> None:
     info, video = card(8), VideoShape(1080, 1920, 500)
     assert "not known" in forecast(info, TINY, video).text()

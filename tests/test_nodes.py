@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
-from latentsync_memsafe.latentsync.errors import AudioError, CheckpointError, InputError
+from latentsync_memsafe.latentsync.errors import AudioError, CheckpointError, InputError, MemoryLimitError
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, open_video
 from latentsync_memsafe.memsafe import Runtime
@@ -351,6 +351,24 @@ def test_downloads_only_when_asked_and_only_what_is_missing(
         loader.execute(**how, auto_download=True)
 
 
+def test_a_download_that_stopped_before_the_autoencoder_goes_on(
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder that has the model, whichever of several that is."""
+    _, pack = comfy
+    asked: list[tuple[str, Path]] = []
+    monkeypatch.setattr(pack.comfy_models, "download", lambda target, root, _: asked.append((target, root)))
+    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
+    other = tmp_path / "other drive"
+    for name in ("latentsync_unet.pt", "whisper/tiny.pt"):
+        (other / "1.6" / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / "1.6" / name).touch()
+    monkeypatch.setattr(pack.comfy_models, "model_roots", lambda: [tmp_path / "models/latentsync", other])
+    with pytest.raises(CheckpointError):  # the fake download brings nothing
+        pack.comfy_models.load_model("1.6", fetch=print)
+    assert asked == [("1.6", other)]
+
+
 @pytest.mark.parametrize(
     ("links", "message"),
     [({}, "neither video nor images"), ({"video": 1, "images": 2}, "both video and images")],
@@ -379,3 +397,39 @@ def test_the_plan_knows_earlier_runs(comfy: Any, networks: Any) -> None:
 
 def test_a_node_finds_the_device_by_itself(comfy: Any) -> None:
     assert comfy[1].nodes.LatentSync16MEMSAFE().device.device == torch.device("cpu")
+
+
+class Full(torch.nn.Module):
+    """A UNet whose first calls do not fit into memory."""
+
+    def __init__(self, unet: torch.nn.Module, failures: float) -> None:
+        super().__init__()
+        self.unet, self.left = unet, failures
+
+    def forward(self, *inputs: Any) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.unet(*inputs)
+
+
+def test_the_panel_counts_retries(comfy: Any, networks: Any) -> None:
+    fake, pack = comfy
+    model = pack.comfy_models.SyncModel(replace(networks, unet=Full(networks.unet, 2)))
+    report = json.loads(run(pack, model)[4])
+    assert sum(retry["count"] for retry in report["retries"]) == fake.messages[-1][1]["retries"] == 2
+
+
+def test_memory_that_ran_out_is_said_in_our_words(comfy: Any, networks: Any) -> None:
+    """ComfyUI adds to its own type of error that the GPU was full, and unloads everything from it."""
+    _, pack = comfy
+    model = pack.comfy_models.SyncModel(replace(networks, unet=Full(networks.unet, float("inf"))))
+    with pytest.raises(MemoryLimitError, match=r"Memory ran out in denoise: it needed 2.00 GiB more"):
+        run(pack, model)
+    pack.comfy_host.comfy_memory.OOM_EXCEPTION = torch.OutOfMemoryError
+    pack.comfy_host.comfy_memory.is_device_cpu = lambda device: False
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="Memory ran out in denoise"),
+        pack.comfy_host.errors_for_comfy(),
+    ):
+        raise MemoryLimitError("Memory ran out in denoise: ...")

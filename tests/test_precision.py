@@ -15,7 +15,13 @@ from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.loading import UNET_FILES, folder_config, load_unet
 from latentsync_memsafe.memsafe import Runtime
 from latentsync_memsafe.memsafe.costs import weight_bytes
-from latentsync_memsafe.memsafe.precision import Quantized, autocast, quantize_weights, weight_dtype
+from latentsync_memsafe.memsafe.precision import (
+    Quantized,
+    autocast,
+    in_float32,
+    quantize_weights,
+    weight_dtype,
+)
 
 from portrait import tones
 from small_models import tiny_bundle, tiny_unet
@@ -193,3 +199,20 @@ def test_full_precision_weights_are_used_in_half_precision_under_autocast() -> N
                 predicted = half(*inputs(half, dtype=torch.bfloat16))
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
     assert float((predicted - exact).norm() / exact.norm()) < 0.1
+
+
+def test_a_module_on_the_cpu_computes_in_float32_for_a_while() -> None:
+    """What it came with is there again afterwards, bit for bit, also under inference mode."""
+    half = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).half().eval()
+    before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    identities = [id(parameter) for parameter in half.parameters()]
+    twin = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    twin.load_state_dict({name: tensor.float() for name, tensor in before.items()})
+    x = torch.randn(2, 3)
+    with torch.inference_mode(), in_float32(half, torch.device("cpu")):
+        assert weight_dtype(half) is torch.float32 and torch.equal(half(x), twin(x))
+    after = half.state_dict()
+    assert [id(parameter) for parameter in half.parameters()] == identities
+    for name, tensor in before.items():
+        assert after[name].dtype is tensor.dtype and torch.equal(after[name], tensor)
+    half(torch.randn(2, 3).half()).sum().backward()  # and it can still be trained

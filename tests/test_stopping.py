@@ -63,16 +63,16 @@ def test_every_signal_stops_the_run_and_leaves_nothing(
 def test_a_lost_signal_stops_the_run_at_the_next_stage(
     sync: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentsync_memsafe.latentsync import pipeline
+    from latentsync_memsafe.latentsync import inputs
 
-    check = pipeline.preflight
+    check = inputs.preflight
 
-    def preflight(*inputs: object) -> None:
-        check(*inputs)
+    def preflight(*given: object) -> None:
+        check(*given)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(pipeline, "preflight", preflight)
+    monkeypatch.setattr(inputs, "preflight", preflight)
     assert main(sync) == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -29,6 +29,8 @@ const STYLE = `
 .latentsync-panel-bar.full > div { background: #c97b2a; }
 .latentsync-panel-name { width: 36px; color: var(--descrip-text, #999); }
 .latentsync-panel-value, .latentsync-panel-line { color: var(--descrip-text, #999); }
+.latentsync-panel-warning { color: #d9a441; overflow: hidden; overflow-wrap: anywhere; white-space: pre-line;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; }
 .latentsync-panel video, .latentsync-panel img { display: block; width: 100%; max-height: 320px; border-radius: 4px;
   object-fit: contain; background: #000; }
 .latentsync-panel [hidden] { display: none; }
@@ -90,6 +92,7 @@ export class Panel {
     this.vram = this.addMemory("VRAM");
     this.ram = this.addMemory("RAM");
     this.notes = element("div", "line", this.body);
+    this.warning = element("div", "warning", this.body);
     this.picture = element("img", "", this.body);
     this.picture.addEventListener("load", () => this.onResize());
     this.video = element("video", "", this.body);
@@ -114,8 +117,8 @@ export class Panel {
   }
 
   reset() {
-    for (const part of [this.badge, this.percent, this.bar.row, this.line, this.notes, this.picture, this.video,
-      this.vram.row, this.ram.row]) part.hidden = true;
+    for (const part of [this.badge, this.percent, this.bar.row, this.line, this.notes, this.warning, this.picture,
+      this.video, this.vram.row, this.ram.row]) part.hidden = true;
     this.video.removeAttribute("src");
     this.stage.textContent = this.texts.idle;
     this.onResize();
@@ -141,6 +144,8 @@ export class Panel {
       state.retries && texts.retries(state.retries),
       state.skipped?.length && `${texts.skipped} ${ranges(state.skipped)}`,
     ].filter(Boolean).join(" · "));
+    this.show(this.warning, state.warnings.join("\n"));
+    this.warning.title = this.warning.textContent; // all of it; only its first lines are shown
     this.onResize();
   }
 

@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = SyncOptions(seed=arguments.seed, steps=arguments.steps)
     from ..demo import MovingPhoto, astronaut, largest_face, read_photo, spoken_sentence
     from ..faces import load_detector
-    from ..pipeline import LipSyncPipeline, preflight
+    from ..inputs import preflight
+    from ..pipeline import LipSyncPipeline
 
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
     audio = spoken_sentence() if arguments.audio is None else arguments.audio

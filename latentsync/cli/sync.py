@@ -97,8 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
         parity=arguments.parity,
     )
     from ..faces import load_detector
+    from ..inputs import preflight
     from ..pace import Pace
-    from ..pipeline import LipSyncPipeline, preflight
+    from ..pipeline import LipSyncPipeline
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
     with ProgressBar(arguments.quiet, arguments.stop) as bar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ import av
 from ..errors import OutputError
 from .audio_track import fits
 from .decode import open_container
-from .target import check_target
+from .target import check_target, partial_name
 from .writer import container_options, explanation
 
 _SOURCES = {"mov", "matroska"}  # containers that tell the time of every packet
@@ -38,7 +37,7 @@ def remux(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
     Raises OutputError if it cannot be written, or `source` cannot be read to its end.
     """
     check_target(target)
-    partial = target.with_name(f".{target.stem[:40]}.{uuid.uuid4().hex[:12]}{target.suffix.lower()}")
+    partial = partial_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _copy(source, partial, metadata)

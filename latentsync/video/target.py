@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 from ..errors import OutputError
@@ -26,3 +27,8 @@ def check_target(path: Path) -> None:
         raise OutputError(f"The output {path} lies below {nearest}, which is a file; choose another folder.")
     if not os.access(nearest, os.W_OK):
         raise OutputError(f"No permission to write into {nearest}; choose another folder.")
+
+
+def partial_name(path: Path) -> Path:
+    """A new hidden name beside `path`, for the file until it is complete."""
+    return path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:12]}{path.suffix.lower()}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,7 @@ from .audio_track import AudioTrack, open_track
 from .color import FromRGB, coded_tags
 from .encoder import Encoder, x264
 from .source import ColorTags
-from .target import check_target
+from .target import check_target, partial_name
 
 # What mp4 has a place for that players read; other keys need QuickTime's free-form tags, in place of these.
 _PLAYERS_KEYS = {"title", "artist", "album", "comment", "genre", "date", "description", "copyright"}
@@ -92,9 +91,7 @@ class VideoWriter:
         self._created: list[Path] = []
         self._container: av.container.OutputContainer | None = None
         self._track: AudioTrack | None = None
-        self._partial = self.path.with_name(
-            f".{self.path.stem[:40]}.{uuid.uuid4().hex[:12]}{self.path.suffix.lower()}"
-        )
+        self._partial = partial_name(self.path)
 
     def __enter__(self) -> VideoWriter:
         try:

@@ -71,6 +71,7 @@ def test_node_from_the_library_is_connected_and_run_and_plays_its_video(page: Pa
     page.page.wait_for_function(f"document.querySelector('{PANEL} video').currentTime > 0.1")
     assert bar_width(page) == 100
     assert "Done" in panel.inner_text()
+    assert "The small demo model is used" in panel.inner_text()
     assert page.page.evaluate(f"document.querySelector('{PANEL} video').videoWidth") == 320
     look(page, "finished")
 

@@ -187,7 +187,7 @@ def test_turned_video_is_upright_as_images(media: Server) -> None:
 def test_what_is_wrong_is_said(media: Server) -> None:
     for prompt, words in [
         ({"1": load("absent.mp4"), "2": save(["1", 0])}, "no video 'absent.mp4'"),
-        ({"1": load("mute.mp4"), "2": save(["1", 0], format="avi")}, "'avi' is none of the choices: mp4"),
+        ({"1": load("mute.mp4"), "2": save(["1", 0], format="avi")}, "format is 'avi'; expected one of: mp4"),
     ]:
         with pytest.raises(RefusedError, match=words):
             media.run(prompt)
