@@ -106,8 +106,8 @@ def errors_for_comfy() -> Iterator[None]:
     try:
         yield
     except MemoryLimitError as error:
-        if comfy_memory.is_device_cpu(comfy_memory.get_torch_device()):
-            raise  # it would speak of a GPU, and there is nothing to unload
+        if error.on_host or comfy_memory.is_device_cpu(comfy_memory.get_torch_device()):
+            raise  # it would speak of a GPU, and put what that holds into main memory
         raise comfy_memory.OOM_EXCEPTION(str(error)) from error  # it then unloads the models of other nodes
     except Cancelled:
         comfy_memory.throw_exception_if_processing_interrupted()  # also takes the request back

@@ -20,7 +20,7 @@ from .latentsync.faces import load_detector
 from .latentsync.installed import find_faces, find_model
 from .latentsync.loading import ModelBundle, find_vae, load_models
 from .latentsync.pipeline import LATENT_CACHE_BYTES
-from .memsafe import LatentCache, MemoryPlan, ModelShape, plan_for, probe
+from .memsafe import LatentCache, MemoryPlan, ModelShape, peak_of, plan_for, probe, weight_dtype
 from .memsafe.budget import MARGIN
 
 logger = logging.getLogger(__name__)
@@ -80,21 +80,13 @@ class SyncModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights."""
-        return next(p.dtype for p in self.bundle.unet.parameters() if p.is_floating_point())
+        return weight_dtype(self.bundle.unet)
 
     def make_room(self, plan: MemoryPlan) -> None:
         """Have ComfyUI unload models of other nodes until a run by `plan` fits."""
         if comfy_memory.is_device_cpu(plan.device):
             return
-        peak = self.shape.peak_bytes(
-            self.bundle.config.resolution,
-            plan.dtype,
-            vae_batch=plan.vae_batch,
-            windows=plan.windows,
-            guidance_passes=plan.guidance_passes,
-            offload=plan.offload,
-            stream_weights=plan.stream_weights,
-        )
+        peak = peak_of(plan, self.shape, self.bundle.config.resolution)
         ours = [m for m in comfy_memory.current_loaded_models if m.model in self.patchers.values()]
         held = sum(patcher.loaded_size() for patcher in self.patchers.values())
         comfy_memory.free_memory(max(int(peak * MARGIN) - held, 0), plan.device, keep_loaded=ours)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
 from .latentsync.config import ModelConfig
 from .latentsync.errors import InputError
-from .latentsync.forecast import forecast
+from .latentsync.forecast import forecast, shape_of_video
 from .latentsync.inputs import preflight
 from .latentsync.pace import Pace
 from .latentsync.video import FrameSource
 from .latentsync.video.frame_tensor import FrameTensor
-from .memsafe import Runtime, VideoShape, probe
+from .memsafe import Runtime, probe
 from .memsafe.device import GIB, available_ram
 
 # Of free memory, for frames that are returned as IMAGE: a second copy of them made by the next node and the
@@ -162,17 +162,12 @@ def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str,
     info = probe(comfy_memory.get_torch_device())
     if settings["vram_limit_gb"]:
         info = info.limited_to(settings["vram_limit_gb"])
-    shape = VideoShape()
-    if video is not None:
-        frames = clip_of(video, DEFAULT_FPS).frames
-        shape = VideoShape(frames.height, frames.width, frames.frame_estimate)
-    if audio is not None:
-        fps = DEFAULT_FPS if video is None else frames.fps
-        shape = replace(shape, frames=round(open_audio(samples_of(audio)).duration * fps))
+    frames = None if video is None else clip_of(video, DEFAULT_FPS).frames
+    sound = None if audio is None else open_audio(samples_of(audio))
     return forecast(
         info,
         ModelConfig.published("1.6") if model is None else model.bundle.config,
-        shape,
+        shape_of_video(frames, sound),
         memory_mode=settings["memory_mode"],
         dtype=None if model is None else model.dtype,
         steps=settings["inference_steps"],

@@ -41,7 +41,11 @@ class NumericalError(LatentSyncError):
 
 
 class MemoryLimitError(LatentSyncError):
-    """Memory ran out, and everything that was allowed has been tried."""
+    """Memory ran out, and everything that was allowed has been tried. on_host: main memory, not the GPU's."""
+
+    def __init__(self, message: str, on_host: bool) -> None:
+        super().__init__(message)
+        self.on_host = on_host
 
 
 class TrainingError(LatentSyncError):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
 
-from ..memsafe import DeviceInfo, MemoryMode, MemoryPlan, ModelShape, VideoShape, plan_for
+from ..memsafe import DeviceInfo, MemoryMode, MemoryPlan, ModelShape, VideoShape, peak_of, plan_for
 from ..memsafe.device import GIB
+from .audio import AudioSource
 from .config import ModelConfig
 from .models.unet import UNet3DConditionModel
 from .models.whisper import AudioEncoder
 from .pace import Pace, pace_key
+from .video import FrameSource
 
 # Bits per pixel of H.264 at CRF 16: 0.056 to 0.075 on three talking heads of 1080x1920.
 BITS_PER_PIXEL = 0.08
@@ -47,7 +50,7 @@ class Forecast:
             f"{plan.windows} window(s) for the denoiser, guidance in {plan.guidance_passes} pass(es)",
             f"Weights        {_placement(plan)}",
             f"Peak VRAM      {vram}",
-            f"Peak RAM       about {_size(self.ram)}",
+            f"Peak RAM       about {_size(self.ram)}, besides Python and torch themselves",
             f"Disk           {'unknown length' if self.disk is None else f'about {_size(self.disk)}'}",
         ]
         if self.seconds_per_frame is None:
@@ -80,15 +83,9 @@ def forecast(
     plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype)
     if offload is not None and info.kind == "cuda":
         plan = replace(plan, offload=offload)
-    peak = shape.peak_bytes(
-        config.resolution,
-        plan.dtype,
-        vae_batch=plan.vae_batch,
-        windows=plan.windows,
-        guidance_passes=plan.guidance_passes if guidance > 1 else 2,
-        offload=plan.offload,
-        stream_weights=plan.stream_weights,
-    )
+    # Without guidance there is one half only, which takes what two take one after the other.
+    halves = plan.guidance_passes if guidance > 1 else 2
+    peak = peak_of(replace(plan, guidance_passes=halves), shape, config.resolution)
     waiting = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
     networks = peak if info.kind != "cuda" else shape.unet_bytes + shape.vae_bytes + shape.other_bytes
     pixels = video.width * video.height
@@ -103,6 +100,17 @@ def forecast(
         ),
         frames=video.frames,
     )
+
+
+def shape_of_video(frames: FrameSource | None, sound: AudioSource | None) -> VideoShape:
+    """What will be computed: pictures of this size (None: 1920x1080 at 25 fps is meant) while the sound lasts.
+
+    Without a sound, as many frames as the pictures promise.
+    """
+    shape, fps = VideoShape(), Fraction(25)
+    if frames is not None:
+        shape, fps = VideoShape(frames.height, frames.width, frames.frame_estimate), frames.fps
+    return shape if sound is None else replace(shape, frames=round(sound.duration * fps))
 
 
 def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:

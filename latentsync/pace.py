@@ -25,7 +25,9 @@ class Pace:
     def remember_run(
         self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report
     ) -> None:
-        """Note a run that has ended."""
+        """Note a run that has ended, unless lack of memory made it another kind of run."""
+        if report.retries:
+            return
         side = options.resolution or config.resolution
         key = pace_key(info, config.name, side, options.guidance > 1)
         computed = report.frames - report.resumed

@@ -181,6 +181,7 @@ class LipSyncPipeline:
             )
             pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
             self._describe(report, source)
+            known = self._encoded()
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
             generator: FaceGenerator = plain if journal is None else JournalledGenerator(plain, journal)
@@ -188,6 +189,8 @@ class LipSyncPipeline:
                 generator = MaskedGenerator(generator, FrameMask(mask, source))
             yield from self._synced(source, sound, options, template, generator, look_back, report)
             report.attention = plain.attention.used
+            encoded, kept = (now - before for now, before in zip(self._encoded(), known, strict=True))
+            report.latents = {"encoded": encoded, "kept": kept}
 
     def _synced(
         self,
@@ -230,7 +233,6 @@ class LipSyncPipeline:
                     del finished
                     runtime.frame_finished()
                 runtime.report_progress("sync", report.frames, total)
-        report.latents = {"encoded": self._latents.misses, "kept": self._latents.hits + self._latents.reused}
         if not locator.found:
             wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
             raise FaceError(
@@ -239,6 +241,10 @@ class LipSyncPipeline:
             )
         if report.without_face:
             logger.warning("Frames without a usable face were left untouched: %s", report.without_face)
+
+    def _encoded(self) -> tuple[int, int]:
+        """Faces that were encoded, and those that had been, since the cache was made."""
+        return self._latents.misses, self._latents.hits + self._latents.reused
 
     def _windows(self, group: list[LocatedFrame], heard: Iterator[torch.Tensor]) -> list[Window]:
         """Put the sound to the frames."""

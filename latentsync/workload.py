@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..memsafe import ModelShape, OutOfMemory, Runtime, VideoShape, Workload, is_oom
+from ..memsafe import (
+    Failure,
+    MemoryMode,
+    ModelShape,
+    OutOfMemory,
+    Runtime,
+    VideoShape,
+    Workload,
+    is_oom,
+)
 from .config import SyncOptions
 from .errors import MemoryLimitError
 from .loading import ModelBundle
@@ -50,32 +59,41 @@ def workload_of(
             fallbacks=offered,
             stages=_STAGES,
             allowed=options.permissions,
-            advice=("memory_mode='conservative'", f"resolution={lower_resolution(side)}"),
+            advice=_advice(runtime, side),
         )
 
 
 @contextmanager
 def explaining_memory() -> Iterator[None]:
     """Raise MemoryLimitError for memory that ran out inside, wherever that was."""
-    told = ""
+    told: tuple[str, bool] | None = None
     try:
         yield
     except OutOfMemory as error:
-        told = str(error)
+        told = str(error), error.on_host
     except Exception as error:
         if not is_oom(error):
             raise
-        text = str(error).strip().partition("\n")[0] or type(error).__name__
-        told = (
-            f"Memory ran out outside of the networks ({text}); close other programs, or give a smaller video."
-        )
-    if told:  # raised out here, for the error it comes from pins frames and tensors
-        raise MemoryLimitError(told)
+        failure = Failure.of(error)
+        what = "close other programs, or give a smaller video"
+        told = f"Memory ran out outside of the networks ({failure.text}); {what}.", failure.on_host
+    if told is not None:  # raised out here, for the error it comes from pins frames and tensors
+        raise MemoryLimitError(*told)
 
 
 def lower_resolution(side: int) -> int:
     """Half of a face's side, in the steps of 64 pixels that the networks take; at least 64."""
     return max(side // 128 * 64, 64)
+
+
+def _advice(runtime: Runtime, side: int) -> list[str]:
+    """What a user can still change, the kindest first."""
+    return [
+        *(["memory mode conservative"] if runtime.plan.memory_mode is not MemoryMode.CONSERVATIVE else []),
+        *(["the model 1.5, of 256 px"] if side > 256 else []),
+        "closing other programs",
+        "a shorter or smaller video",
+    ]
 
 
 def _shape(bundle: ModelBundle) -> ModelShape | None:

@@ -8,9 +8,9 @@ from .guard import Workload
 from .host import Cancelled, Host, NullHost, Progress
 from .key_weights import KeyRegion
 from .latent_cache import LatentCache, module_key
-from .oom import is_oom
+from .oom import Failure, is_oom
 from .optimizer import AdaptiveMemoryOptimizer, integrate_adaptive_optimizer
-from .plan import MemoryMode, MemoryPlan, Tier, plan_for
+from .plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
 from .precision import autocast, quantize_weights, weight_dtype
 from .pressure import Pool
 from .recovery import OutOfMemory, starting_over
@@ -22,6 +22,7 @@ __all__ = [
     "Budget",
     "Cancelled",
     "DeviceInfo",
+    "Failure",
     "Host",
     "KeyRegion",
     "LatentCache",
@@ -42,6 +43,7 @@ __all__ = [
     "integrate_adaptive_optimizer",
     "is_oom",
     "module_key",
+    "peak_of",
     "plan_for",
     "probe",
     "quantize_weights",

@@ -35,7 +35,14 @@ Action = Callable[[], bool | None]
 
 
 class OutOfMemory(Exception):  # noqa: N818 - the condition's usual name
-    """Memory ran out and everything allowed was tried; says what was needed, what there was, what to change."""
+    """Memory ran out and everything allowed was tried; says what was needed, what there was, what to change.
+
+    on_host: it was main memory, and not the device's.
+    """
+
+    def __init__(self, message: str, on_host: bool) -> None:
+        super().__init__(message)
+        self.on_host = on_host
 
 
 class StartOver(Exception):  # noqa: N818 - it is no error
@@ -245,7 +252,7 @@ class Recovery:
                 if rung.starts_over:
                     raise StartOver(rung.name)
                 return
-        raise OutOfMemory(self._explain(stage, failure))
+        raise OutOfMemory(self._explain(stage, failure), failure.on_host)
 
     def _apply(self, rung: Rung) -> bool:
         """Whether it is in force now and there was anything to gain."""

@@ -432,4 +432,6 @@ def test_memory_that_ran_out_is_said_in_our_words(comfy: Any, networks: Any) -> 
         pytest.raises(torch.OutOfMemoryError, match="Memory ran out in denoise"),
         pack.comfy_host.errors_for_comfy(),
     ):
-        raise MemoryLimitError("Memory ran out in denoise: ...")
+        raise MemoryLimitError("Memory ran out in denoise: ...", on_host=False)
+    with pytest.raises(MemoryLimitError), pack.comfy_host.errors_for_comfy():
+        raise MemoryLimitError("Memory ran out in paste: ...", on_host=True)

@@ -83,7 +83,7 @@ def test_every_kind_of_exhausted_memory_is_recognised(kind: str) -> None:
         RuntimeError("shape '[2]' is invalid for input of size 3"),
         _of_cv(-215),
         _context(),
-        OutOfMemory("Memory ran out in decode."),
+        OutOfMemory("Memory ran out in decode.", on_host=False),
     ],
     ids=lambda error: f"{type(error).__name__}: {error}"[:50],
 )

@@ -96,5 +96,7 @@ def test_faces_that_come_again_are_not_encoded_again() -> None:
     assert_same(frames)
     encoded.clear()
     other = (tones(FRAMES / 25)[::-1].copy(), 16_000)
-    again = np.concatenate(list(pipeline.stream(scene(FRAMES // 2), other, OPTIONS)))
+    report = Report()
+    again = np.concatenate(list(pipeline.stream(scene(FRAMES // 2), other, OPTIONS, report)))
     assert encoded == [] and (again != frames).any()
+    assert report.latents == {"encoded": 0, "kept": FRAMES}

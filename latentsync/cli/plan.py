@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..config import ModelConfig, SyncOptions
 from .device import add_device_options, make_runtime
-
-if TYPE_CHECKING:
-    from ...memsafe import VideoShape
 
 HELP = "show what would be held and computed at a time, and how long it would take"
 
@@ -32,13 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the machine, its plan, and the peaks and pace that are foreseen; loads no weights."""
     options = SyncOptions(steps=arguments.steps, guidance=arguments.guidance)
-    from ..forecast import forecast
+    from ..audio import open_audio
+    from ..forecast import forecast, shape_of_video
+    from ..video import open_video
 
     runtime = make_runtime(arguments)
+    frames = None if arguments.video is None else open_video(arguments.video)
+    sound = None if arguments.audio is None else open_audio(arguments.audio)
     foreseen = forecast(
         runtime.info,
         _config(arguments.model),
-        _shape(arguments.video, arguments.audio),
+        shape_of_video(frames, sound),
         memory_mode=arguments.memory_mode,
         dtype=runtime.plan.dtype,
         steps=options.steps,
@@ -56,17 +56,3 @@ def _config(model: str) -> ModelConfig:
     from ..loading import folder_config
 
     return folder_config(find_model_folder(model))
-
-
-def _shape(video: Path | None, audio: Path | None) -> VideoShape:
-    from ...memsafe import VideoShape
-    from ..audio import open_audio
-    from ..video import open_video
-
-    height, width, frames, fps = VideoShape().height, VideoShape().width, None, None
-    if video is not None:
-        with open_video(video) as source:
-            height, width, frames, fps = source.height, source.width, source.frame_estimate, source.fps
-    if audio is not None:
-        frames = round(open_audio(audio).duration * (fps or 25))
-    return VideoShape(height, width, frames)
