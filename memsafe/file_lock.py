@@ -27,7 +27,7 @@ class FileLock:
         while True:
             file = path.open("ab")
             try:
-                if not _try_lock(file):
+                if not try_lock(file, without_locks=True):
                     file.close()
                     return None
                 with suppress(FileNotFoundError):
@@ -53,7 +53,11 @@ class FileLock:
                 self._path.unlink()
 
 
-def _try_lock(file: BinaryIO) -> bool:
+def try_lock(file: BinaryIO, *, without_locks: bool) -> bool:
+    """Take the lock of an open file, which lasts until it is closed; False if another holds it.
+
+    without_locks: the answer where the file system knows no locks.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -67,4 +71,5 @@ def _try_lock(file: BinaryIO) -> bool:
         return False
     except OSError as error:
         logger.info("%s cannot be locked (%s).", file.name, error.strerror)
+        return without_locks
     return True

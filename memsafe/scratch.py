@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from .file_lock import try_lock
+
 logger = logging.getLogger(__name__)
 
 _PREFIX = "frames-"
@@ -60,7 +62,7 @@ def _new_lock(root: Path) -> tuple[Path, BinaryIO]:
         path = root / f"{_PREFIX}{secrets.token_hex(6)}{_LOCK}"
         file = path.open("xb")
         # Before it is locked, another process may take the file for abandoned and delete it.
-        if _try_lock(file) and path.exists():
+        if try_lock(file, without_locks=False) and path.exists():
             return path, file
         file.close()
         with suppress(OSError):
@@ -73,7 +75,7 @@ def _new_lock(root: Path) -> tuple[Path, BinaryIO]:
 def _remove_abandoned(root: Path) -> None:
     for path in root.glob(f"{_PREFIX}*{_LOCK}"):
         with suppress(OSError), path.open("r+b") as file:
-            if not _try_lock(file):
+            if not try_lock(file, without_locks=False):
                 continue
             folder = _folder_of(path)
             if folder.exists():
@@ -90,19 +92,3 @@ def _remove_abandoned(root: Path) -> None:
 
 def _folder_of(lock_path: Path) -> Path:
     return lock_path.with_name(lock_path.name.removesuffix(_LOCK))
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    """Take the lock of an open file, which lasts until it is closed; False if another holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -30,17 +30,17 @@ def test_a_file_that_its_owner_deleted_meanwhile_is_no_lock(
     path = tmp_path / "lock"
     owner, others = FileLock.take(path), []
     assert owner is not None
-    try_lock = file_lock._try_lock
+    try_lock = file_lock.try_lock
 
-    def late(file) -> bool:
+    def late(file, *, without_locks: bool) -> bool:
         if not file.closed and not others:
             others.append(None)
             owner.release()
             if successor:
                 others.append(FileLock.take(path))
-        return try_lock(file)
+        return try_lock(file, without_locks=without_locks)
 
-    monkeypatch.setattr(file_lock, "_try_lock", late)
+    monkeypatch.setattr(file_lock, "try_lock", late)
     mine = FileLock.take(path)
     assert (mine is None) == successor
     assert path.exists() and FileLock.take(path) is None

@@ -569,7 +569,7 @@ def test_the_folder_of_a_process_that_is_stopped_goes_at_once_and_of_a_killed_on
 def test_a_root_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "somebody's"
     other.mkdir()
-    monkeypatch.setattr(scratch, "_try_lock", lambda file: False)
+    monkeypatch.setattr(scratch, "try_lock", lambda file, *, without_locks: False)
     with FrameStore(StoreBudgets(frozen=99 * SIZE), tmp_path) as one:
         filled(one, 3)
         with FrameStore(StoreBudgets(frozen=99 * SIZE), tmp_path) as store:
