@@ -158,7 +158,7 @@ def test_a_failure_at_any_call_halves_that_batch_and_no_other(stage: str, call: 
     assert retry["stage"] == stage and retry["count"] == 1 and not retry["changes_picture"]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schedules(calls=120, most=8))
 def test_failures_in_any_order_leave_the_frames_as_they_are(schedule: dict[int, str]) -> None:
     run, faults = Run(), Faults(schedule)
