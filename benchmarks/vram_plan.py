@@ -42,6 +42,7 @@ from latentsync_memsafe.memsafe import (
     Runtime,
     Tier,
     VideoShape,
+    peak_of,
     plan_for,
     probe,
 )
@@ -155,19 +156,6 @@ def shape_of(bundle: ModelBundle) -> ModelShape:
     return ModelShape.from_modules(bundle.unet, bundle.vae, bundle.audio_encoder, name="1.6", dtype=DTYPE)
 
 
-def foreseen(shape: ModelShape, plan: MemoryPlan) -> int:
-    """The closed form's peak, bytes."""
-    return shape.peak_bytes(
-        SIDE,
-        plan.dtype,
-        vae_batch=plan.vae_batch,
-        windows=plan.windows,
-        guidance_passes=plan.guidance_passes,
-        offload=plan.offload,
-        stream_weights=plan.stream_weights,
-    )
-
-
 def decisive(plan: MemoryPlan) -> tuple[Any, ...]:
     """What of a plan decides its peak while batches stay at its sizes."""
     sizes = (plan.windows, plan.frames_in_flight, plan.vae_batch, plan.preallocate)
@@ -193,14 +181,14 @@ def check_plans(cards: Sequence[float], groups: int) -> list[str]:
         outcome = known[decisive(plan)]
         goal = STREAMED_GOAL if plan.stream_weights else GOALS.get(plan.tier)
         where = "streamed" if plan.stream_weights else "offload" if plan.offload else "resident"
-        error = foreseen(shape, plan) / outcome.peak - 1
+        error = peak_of(plan, shape, SIDE) / outcome.peak - 1
         # Batches grow for as long as they have not found their size.
         grown = planned(bundle, plan, gigabytes, groups) if mode is MemoryMode.BALANCED else None
         print(
             f"{gigabytes:4g} {plan.tier.value:12} {mode.value:12} {plan.windows:7} {plan.vae_batch:3} "
             f"{plan.guidance_passes:6} {plan.attention_slices:6} {where:8} {outcome.weights / GIB:7.2f} "
             f"{outcome.peak / GIB:6.2f} {'' if goal is None else f'{goal:.1f}':>5} "
-            f"{foreseen(shape, plan) / GIB:5.2f} {error:+6.1%} "
+            f"{peak_of(plan, shape, SIDE) / GIB:5.2f} {error:+6.1%} "
             f"{'' if grown is None else f'{grown.peak / GIB:.2f}':>6}",
             flush=True,
         )
@@ -263,9 +251,9 @@ def check_device(cards: Sequence[float], groups: int) -> list[str]:
                 outcomes.append(synced(bundle, runtime, groups))
                 del runtime
         held, grown = outcomes
-        error = foreseen(shape, plan) / held.peak - 1
+        error = peak_of(plan, shape, SIDE) / held.peak - 1
         print(
-            f"{gigabytes:4g} {plan.tier.value:12} {held.peak / GIB:6.2f} {foreseen(shape, plan) / GIB:5.2f} "
+            f"{gigabytes:4g} {plan.tier.value:12} {held.peak / GIB:6.2f} {peak_of(plan, shape, SIDE) / GIB:5.2f} "
             f"{error:+6.1%} {grown.peak / GIB:6.2f}",
             flush=True,
         )

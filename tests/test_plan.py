@@ -15,14 +15,13 @@ from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.memsafe import (
     MemoryMode,
-    MemoryPlan,
     ModelShape,
     Tier,
     VideoShape,
     plan_for,
 )
 from latentsync_memsafe.memsafe.costs import weight_bytes
-from latentsync_memsafe.memsafe.plan import MOST_WINDOWS
+from latentsync_memsafe.memsafe.plan import MOST_WINDOWS, peak_of
 
 from cards import GIB, card
 
@@ -236,18 +235,6 @@ def test_closed_forms_foresee_the_live_tensors_of_another_model(resolution: int)
     assert 0.75 < encode / (3 * shape.encode_bytes(resolution, dtype)) <= 1
 
 
-def peak_of(plan: MemoryPlan, resolution: int) -> int:
-    return LARGE.peak_bytes(
-        resolution,
-        plan.dtype,
-        vae_batch=plan.vae_batch,
-        windows=plan.windows,
-        guidance_passes=plan.guidance_passes,
-        offload=plan.offload,
-        stream_weights=plan.stream_weights,
-    )
-
-
 cards = st.builds(
     lambda size, share, kind: card(size, kind=kind, free=size * share),
     size=st.floats(1, 100),
@@ -269,13 +256,13 @@ def test_a_plan_for_a_model_fits_or_is_the_smallest(info, resolution, mode, vide
     start = plan_for(info, None, None, video, mode)
     plan = plan_for(info, LARGE, resolution, video, mode)
     room = info.usable_memory - round(plan.reserve * info.total_memory)
-    if peak_of(plan, resolution) > room:
+    if peak_of(plan, LARGE, resolution) > room:
         assert (plan.windows, plan.vae_batch, plan.guidance_passes) == (1, 1, 2)
         assert info.kind == "mps" or (plan.offload and plan.stream_weights)
     # It only ever shrinks, and not at all if there was nothing to do.
     assert plan.windows <= start.windows and plan.vae_batch <= start.vae_batch
     assert plan.guidance_passes >= start.guidance_passes and plan.offload >= start.offload
-    if peak_of(replace(start, stream_weights=False), resolution) <= room:
+    if peak_of(replace(start, stream_weights=False), LARGE, resolution) <= room:
         assert plan == replace(start, stream_weights=False)
     assert 1 <= plan.windows <= MOST_WINDOWS
     assert plan.frames_in_flight % LARGE.window_frames == 0
