@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 
 from .comfy_host import ComfyHost, errors_for_comfy
 from .comfy_models import SyncModel, load_default
-from .comfy_video import clip_of, samples_of
+from .comfy_video import clip_of, free_name, samples_of
 from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
 from .latentsync.config import ModelConfig
@@ -23,7 +23,7 @@ from .latentsync.forecast import forecast, shape_of_video
 from .latentsync.inputs import preflight
 from .latentsync.pace import Pace
 from .latentsync.video import FrameSource
-from .latentsync.video.frame_tensor import FrameTensor
+from .latentsync.video.tensor import FrameTensor
 from .memsafe import Runtime, probe
 from .memsafe.device import GIB, available_ram
 
@@ -60,7 +60,7 @@ def sync(
         state = "neither video nor images is" if video is None else "both video and images are"
         raise InputError(f"In this node {state} connected; connect one of them.")
     frames = clip_of(images if video is None else video, settings["fps"]).frames
-    path, saved = _target(settings["output_mode"])
+    path, saved = _target(settings["output_mode"], frames)
     where = None if mask is None else mask.float().cpu().numpy()
     preflight(frames, sound, path, options, where)
     collected, blocked = _room_for_images(settings["output_mode"], frames, sound)
@@ -119,14 +119,13 @@ def _offload(model: SyncModel) -> bool | None:
     return model.offload
 
 
-def _target(output_mode: str) -> tuple[Path, ui.SavedResult]:
+def _target(output_mode: str, frames: FrameSource) -> tuple[Path, ui.SavedResult]:
     """An unused name in our subfolder of ComfyUI's output; where only frames are wanted, of its temp."""
     temporary = output_mode == "frames"
     kind = io.FolderType.temp if temporary else io.FolderType.output
     root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path("latentsync/LatentSync", root)
-    file = f"{name}_{number:05}_.mp4"
-    return Path(folder) / file, ui.SavedResult(file, subfolder, kind)
+    path, subfolder = free_name(root, "latentsync/LatentSync", ".mp4", frames)
+    return path, ui.SavedResult(path.name, subfolder, kind)
 
 
 def _room_for_images(

@@ -22,9 +22,9 @@ from .latentsync.adjusted import count_frames
 from .latentsync.audio.resample import to_float
 from .latentsync.audio.source import ArrayAudio
 from .latentsync.errors import AudioError, OutputError
+from .latentsync.video import FrameSource
 from .latentsync.video.clip import Clip, open_clip, write_clip
-from .latentsync.video.frame_tensor import FrameTensor
-from .latentsync.video.tensor import TensorSource
+from .latentsync.video.tensor import FrameTensor, TensorSource
 
 _CRF = 16  # quality of H.264 where nobody says
 _SPARE = 16  # frames beyond those the container promised that are still taken into a tensor
@@ -71,8 +71,9 @@ class LazyVideo(Input.Video):
     def get_components(self) -> Types.VideoComponents:
         """Everything at once: 12 bytes of RAM a pixel and frame."""
         frames, tick = self.clip.frames, ticker(self.clip)
-        images = FrameTensor(count_frames(frames) + _SPARE, frames.height, frames.width)
-        for number, frame in enumerate(islice(frames.frames(), count_frames(frames) + _SPARE), start=1):
+        most = count_frames(frames) + _SPARE
+        images = FrameTensor(most, frames.height, frames.width)
+        for number, frame in enumerate(islice(frames.frames(), most), start=1):
             images.add(frame)
             tick(number)
         sound = self.clip.read_sound()
@@ -197,6 +198,14 @@ def _owned(path: Path) -> Clip:
     clip = open_clip(path)
     weakref.finalize(clip.frames, path.unlink, missing_ok=True)
     return clip
+
+
+def free_name(root: str, prefix: str, suffix: str, frames: FrameSource) -> tuple[Path, str]:
+    """The next unused name with this prefix below `root`, and the folder in there, for a video of these frames."""
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, root, frames.width, frames.height
+    )
+    return Path(folder) / f"{name}_{number:05}_{suffix}", subfolder
 
 
 def temporary_file(suffix: str) -> Path:

@@ -10,7 +10,7 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from .comfy_video import LazyAudio, LazyVideo, as_audio, as_text, clip_of, samples_of, ticker
+from .comfy_video import LazyAudio, LazyVideo, as_audio, as_text, clip_of, free_name, samples_of, ticker
 from .latentsync.adjusted import Match, adjusted, count_frames
 from .latentsync.audio import edit
 from .latentsync.config import as_fps
@@ -311,22 +311,19 @@ class LatentSyncSaveVideo(io.ComfyNode):
         clip, preset = clip_of(video, fps), Preset(format)
         if audio is not None:
             clip = clip.with_sound(samples_of(audio))
-        path, subfolder = _target(folder_paths.get_output_directory(), filename_prefix, preset.suffix, clip)
+        path, subfolder = free_name(
+            folder_paths.get_output_directory(), filename_prefix, preset.suffix, clip.frames
+        )
         shown, kind, proxy = path, io.FolderType.output, None
         if not preset.plays_in_browsers:
-            shown, subfolder = _target(folder_paths.get_temp_directory(), "latentsync/shown", ".mp4", clip)
+            shown, subfolder = free_name(
+                folder_paths.get_temp_directory(), "latentsync/shown", ".mp4", clip.frames
+            )
             proxy, kind = shown, io.FolderType.temp
         metadata = None if args.disable_metadata else _workflow(cls.hidden)
         write_clip(clip, path, preset, crf, metadata, proxy, ticker(clip))
         preview = ui.PreviewVideo([ui.SavedResult(shown.name, subfolder, kind)])
         return io.NodeOutput(LazyVideo(open_clip(path)), str(path), ui=preview)
-
-
-def _target(root: str, prefix: str, suffix: str, clip: Clip) -> tuple[Path, str]:
-    """The next free name with this prefix, and its folder below `root`."""
-    width, height = clip.frames.width, clip.frames.height
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, width, height)
-    return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
 def _workflow(hidden: Any) -> dict[str, str]:

@@ -13,12 +13,11 @@ from .comfy_host import ComfyHost, errors_for_comfy
 from .comfy_models import PRECISIONS, load_model, model_roots, register_model_folder
 from .comfy_sync import foresee, sync
 from .comfy_video import LazyVideo
-from .latentsync.config import LARGEST_STEPS
 from .latentsync.installed import installed_models
 from .latentsync.report import Report
 from .latentsync.video.clip import open_clip
 from .media_nodes import CATEGORY, MEDIA_NODES, check_choices
-from .memsafe import DeviceInfo, MemoryMode, probe
+from .memsafe import DeviceInfo, probe
 from .sync_inputs import (
     ATTENTION_MODES,
     FACE_SELECTIONS,
@@ -26,7 +25,11 @@ from .sync_inputs import (
     MISSING_FACES,
     OUTPUT_MODES,
     LatentSyncModel,
+    inference_steps,
+    lips_expression,
+    memory_mode,
     sync_inputs,
+    vram_limit_gb,
 )
 
 OFFLOADS = {"auto": None, "always": True, "never": False}
@@ -197,31 +200,10 @@ class LatentSyncMemoryPlan(io.ComfyNode):
                 LatentSyncModel.Input(
                     "model", optional=True, tooltip="From the loader; otherwise LatentSync 1.6 is meant."
                 ),
-                io.Float.Input(
-                    "lips_expression",
-                    default=1.5,
-                    min=1.0,
-                    max=3.0,
-                    step=0.1,
-                    tooltip="As in the sync node; above 1.0 takes twice the time.",
-                ),
-                io.Int.Input(
-                    "inference_steps", default=20, min=1, max=LARGEST_STEPS, tooltip="As in the sync node."
-                ),
-                io.Combo.Input(
-                    "memory_mode",
-                    options=MEMORY_MODES,
-                    default=MemoryMode.BALANCED.value,
-                    tooltip="As in the sync node.",
-                ),
-                io.Float.Input(
-                    "vram_limit_gb",
-                    default=0.0,
-                    min=0.0,
-                    max=1024.0,
-                    step=0.5,
-                    tooltip="As in the sync node; 0: all there is.",
-                ),
+                lips_expression("As in the sync node; above 1.0 takes twice the time."),
+                inference_steps("As in the sync node."),
+                memory_mode("As in the sync node."),
+                vram_limit_gb("As in the sync node; 0: all there is."),
             ],
             outputs=[io.String.Output(display_name="plan", tooltip="The plan as text.")],
             is_output_node=True,

@@ -20,6 +20,31 @@ LARGEST_SIDE = 16384  # pixels
 LatentSyncModel = io.Custom("LATENTSYNC_MODEL")
 
 
+# Of nodes that foresee a run as well as of the one that makes it.
+
+
+def lips_expression(tooltip: str) -> io.Float.Input:
+    """The guidance."""
+    return io.Float.Input("lips_expression", default=1.5, min=1.0, max=3.0, step=0.1, tooltip=tooltip)
+
+
+def inference_steps(tooltip: str) -> io.Int.Input:
+    """The denoising steps."""
+    return io.Int.Input("inference_steps", default=20, min=1, max=LARGEST_STEPS, tooltip=tooltip)
+
+
+def memory_mode(tooltip: str) -> io.Combo.Input:
+    """memsafe's MemoryMode."""
+    return io.Combo.Input(
+        "memory_mode", options=MEMORY_MODES, default=MemoryMode.BALANCED.value, tooltip=tooltip
+    )
+
+
+def vram_limit_gb(tooltip: str) -> io.Float.Input:
+    """The size the card is taken for; 0: its own."""
+    return io.Float.Input("vram_limit_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip=tooltip)
+
+
 def sync_inputs() -> list[Any]:
     """All of them. New ones may only follow."""
     return [*_linked(), *_sampling(), *_resources(), *_face(), *_last_resorts()]
@@ -74,33 +99,17 @@ def _sampling() -> list[Any]:
             control_after_generate=False,
             tooltip="Of the noise. The same seed gives the same video.",
         ),
-        io.Float.Input(
-            "lips_expression",
-            default=1.5,
-            min=1.0,
-            max=3.0,
-            step=0.1,
-            tooltip="How strongly the lips follow the sound (guidance). 1.0 is twice as fast and weakest.",
+        lips_expression(
+            "How strongly the lips follow the sound (guidance). 1.0 is twice as fast and weakest."
         ),
-        io.Int.Input(
-            "inference_steps",
-            default=20,
-            min=1,
-            max=LARGEST_STEPS,
-            tooltip="Denoising steps; the time grows with them.",
-        ),
+        inference_steps("Denoising steps; the time grows with them."),
     ]
 
 
 def _resources() -> list[Any]:
     """What may be taken up, and what is returned."""
     return [
-        io.Combo.Input(
-            "memory_mode",
-            options=MEMORY_MODES,
-            default=MemoryMode.BALANCED.value,
-            tooltip="How close to the limit of the GPU and of main memory the batches go.",
-        ),
+        memory_mode("How close to the limit of the GPU and of main memory the batches go."),
         io.Combo.Input(
             "attention_mode",
             options=ATTENTION_MODES,
@@ -116,14 +125,7 @@ def _resources() -> list[Any]:
             "only in the temp folder. auto: a file in the output folder, and images where they fit well "
             "into free memory.",
         ),
-        io.Float.Input(
-            "vram_limit_gb",
-            default=0.0,
-            min=0.0,
-            max=1024.0,
-            step=0.5,
-            tooltip="Plans as for a GPU with so much memory. 0: all there is.",
-        ),
+        vram_limit_gb("Plans as for a GPU with so much memory. 0: all there is."),
     ]
 
 

@@ -38,13 +38,13 @@ from latentsync_memsafe.memsafe import (
     DeviceInfo,
     MemoryMode,
     MemoryPlan,
-    ModelShape,
     Runtime,
     Tier,
     VideoShape,
     peak_of,
     plan_for,
     probe,
+    shape_of,
 )
 from latentsync_memsafe.memsafe.costs import weight_bytes
 from latentsync_memsafe.memsafe.device import allocated_memory
@@ -151,11 +151,6 @@ def planned(bundle: ModelBundle, plan: MemoryPlan, gigabytes: float, groups: int
             return replace(synced(bundle, runtime, groups), weights=weights[-1])
 
 
-def shape_of(bundle: ModelBundle) -> ModelShape:
-    """What plans are made from."""
-    return ModelShape.from_modules(bundle.unet, bundle.vae, bundle.audio_encoder, name="1.6", dtype=DTYPE)
-
-
 def decisive(plan: MemoryPlan) -> tuple[Any, ...]:
     """What of a plan decides its peak while batches stay at its sizes."""
     sizes = (plan.windows, plan.frames_in_flight, plan.vae_batch, plan.preallocate)
@@ -166,7 +161,7 @@ def decisive(plan: MemoryPlan) -> tuple[Any, ...]:
 def check_plans(cards: Sequence[float], groups: int) -> list[str]:
     """Print a line for each card and mode; returns what missed a goal."""
     bundle = networks("1.6")
-    shape = shape_of(bundle)
+    shape = shape_of(bundle, DTYPE)
     print(
         f"{'GiB':>4} {'tier':12} {'mode':12} {'windows':>7} {'VAE':>3} {'passes':>6} {'slices':>6} "
         f"{'':8} {'weights':>7} {'plan':>6} {'goal':>5} {'closed form':>12} {'grown':>6}"
@@ -234,7 +229,7 @@ def check_device(cards: Sequence[float], groups: int) -> list[str]:
     info = probe("cuda")
     print(f"{info.describe()}, torch {torch.__version__}")
     bundle = with_random_weights(networks("1.6"))
-    shape = shape_of(bundle)
+    shape = shape_of(bundle, DTYPE)
     print(f"{'GiB':>4} {'tier':12} {'plan':>6} {'closed form':>12} {'grown':>6}")
     missed: list[str] = []
     for gigabytes in cards:

@@ -80,9 +80,7 @@ def forecast(
     first = plan_for(info, memory_mode=memory_mode, dtype=dtype)
     if shape is None:
         shape = model_shape(config, first.dtype)
-    plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype)
-    if offload is not None and info.kind == "cuda":
-        plan = replace(plan, offload=offload)
+    plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype, offload=offload)
     # Without guidance there is one half only, which takes what two take one after the other.
     halves = plan.guidance_passes if guidance > 1 else 2
     peak = peak_of(replace(plan, guidance_passes=halves), shape, config.resolution)

@@ -127,11 +127,13 @@ class WindowGenerator:
             return
         self._settled = (drawn, device)
         self._side = drawn
-        self._keep = keep_mask(self._side).to(device)
+        whole = keep_mask(side)
+        self._keep = (whole if drawn == side else keep_mask(drawn)).to(device)
         # Faces are warped on the device, but not by Metal, which learnt to resize with antialiasing in torch
         # 2.7 only; its memory is main memory, so nothing is lost.
         self._canvas = torch.device("cpu") if device.type == "mps" else device
         self._alpha = paste_alpha(side).to(self._canvas)
+        self._restored = whole.to(self._canvas)  # where the published arithmetic shows the face it was given
 
     def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
         """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
@@ -283,5 +285,5 @@ class WindowGenerator:
         if not self._options.parity:
             return paste(located.frame, pixels, self._alpha, located.matrix, self._template, located.strength)
         aligned = face.aligned.to(self._canvas).float() / 127.5 - 1
-        keep = keep_mask(self._template.resolution).to(self._canvas)
-        return restore(located.frame, pixels * (1 - keep) + aligned * keep, located.matrix, self._template)
+        mixed = pixels * (1 - self._restored) + aligned * self._restored
+        return restore(located.frame, mixed, located.matrix, self._template)

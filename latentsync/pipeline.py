@@ -93,16 +93,8 @@ class LipSyncPipeline:
                 journal = stack.enter_context(self._journal(output, frames, audio, options))
                 report.resumed = journal.kept
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
-            writer = VideoWriter(
-                output,
-                frames.fps,
-                frames.width,
-                frames.height,
-                audio=audio,
-                end_audio_with_video=shortened,
-                color=frames.color,
-                pixel_aspect=frames.pixel_aspect,
-                crf=options.crf,
+            writer = VideoWriter.of(
+                output, frames, audio=audio, end_audio_with_video=shortened, crf=options.crf
             )
             with (
                 explaining_memory(),

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
-
 from ..memsafe import (
     Failure,
     MemoryMode,
-    ModelShape,
     OutOfMemory,
     Runtime,
     VideoShape,
     Workload,
     is_oom,
+    shape_of,
 )
 from .config import SyncOptions
 from .errors import MemoryLimitError
@@ -53,7 +51,7 @@ def workload_of(
             offered["lower_resolution"] = None
         yield Workload(
             networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
-            shape=_shape(bundle),
+            shape=shape_of(bundle),
             resolution=side,
             video=video,
             fallbacks=offered,
@@ -94,19 +92,6 @@ def _advice(runtime: Runtime, side: int) -> list[str]:
         "closing other programs",
         "a shorter or smaller video",
     ]
-
-
-def _shape(bundle: ModelBundle) -> ModelShape | None:
-    """None for networks that are not built like the published ones."""
-    modules = (bundle.unet, bundle.vae, bundle.audio_encoder)
-    if not all(isinstance(module, nn.Module) for module in modules):
-        return None
-    try:
-        return ModelShape.from_modules(
-            *modules, name=bundle.config.name, window_frames=bundle.config.num_frames
-        )
-    except ValueError:
-        return None
 
 
 def _tile(vae: Any, side: int, runtime: Runtime, undo: ExitStack) -> bool:

@@ -2,7 +2,7 @@
 
 from .attention import AttentionMode, ModelAttention
 from .budget import Budget, Task
-from .costs import ModelShape, VideoShape
+from .costs import ModelShape, VideoShape, shape_of
 from .device import DeviceInfo, probe
 from .guard import Workload
 from .host import Cancelled, Host, NullHost, Progress
@@ -47,6 +47,7 @@ __all__ = [
     "plan_for",
     "probe",
     "quantize_weights",
+    "shape_of",
     "starting_over",
     "weight_dtype",
 ]

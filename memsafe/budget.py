@@ -50,7 +50,8 @@ class Budget:
     pixels a side of what it draws. history: file that keeps what was measured for the next run; None: nothing
     is kept. plan: gives first answers, the reserve and how guidance is computed. free, ram: bytes that may be
     taken now, of the device and of main memory, if not read from them. growth: bytes of the device that batches
-    larger than the plan's may take now; None: all that are free. Safe to use from several threads.
+    larger than the plan's may take now; None: all that are free. state: as for `replan`. Safe to use from several
+    threads.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Budget:
         free: Callable[[], int] | None = None,
         ram: Callable[[], int] = available_ram,
         growth: Callable[[], int] | None = None,
+        state: str = "",
     ) -> None:
         self._info, self._shape, self._resolution, self._dtype = info, shape, resolution, dtype
-        self._plan, self._video, self._state = plan, video, ""
+        self._plan, self._video, self._state = plan, video, state
         self._free: Callable[[], int] = free if free is not None else lambda: available_memory(info)
         self._ram, self._growth = ram, growth
         self._history = History(history) if history is not None else None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
 from .weight_streaming import blocks
+
+logger = logging.getLogger(__name__)
 
 # Largest sum of live tensors, in planes: one channel at the resolution of the input, times a width that is
 # read from the parameters. Counted under fake tensors, inputs included, at 256 and 512 px: 19.06 to 19.50 for
@@ -127,6 +131,31 @@ class ModelShape:
         if offload:
             return max(self.unet_bytes + unet, self.vae_bytes + vae)
         return self.unet_bytes + self.vae_bytes + self.other_bytes + max(unet, vae)
+
+
+def shape_of(networks: Any, dtype: torch.dtype | None = None) -> ModelShape | None:
+    """The shape of the networks that a bundle or a pipeline has as attributes; None if it is not understood.
+
+    They are its `unet`, its `vae`, and what encodes sound or text. dtype: as for `ModelShape.from_modules`.
+    """
+    unet, vae = getattr(networks, "unet", None), getattr(networks, "vae", None)
+    if not (isinstance(unet, nn.Module) and isinstance(vae, nn.Module)):
+        return None
+    others = [getattr(networks, name, None) for name in ("audio_encoder", "text_encoder")]
+    config = getattr(networks, "config", None)
+    frames = getattr(config, "num_frames", None)
+    try:
+        return ModelShape.from_modules(
+            unet,
+            vae,
+            *(module for module in others if isinstance(module, nn.Module)),
+            name=str(getattr(config, "name", None) or type(unet).__name__),
+            window_frames=frames if frames is not None else 1,
+            dtype=dtype,
+        )
+    except ValueError as error:
+        logger.info("Planned without the model: %s", error)
+        return None
 
 
 def detector_bytes(video: VideoShape) -> int:

@@ -66,7 +66,7 @@ class Guard:
     ) -> None:
         self._info, self._plan, self._device = info, plan, plan.device
         self._kernels = [kernels] if kernels else []
-        self._taken = ""
+        self._taken = self._state(relief)
         self.budget = Budget(
             info,
             workload.shape,
@@ -76,6 +76,7 @@ class Guard:
             plan=plan,
             video=workload.video,
             growth=self._growth(workload),
+            state=self._taken,
         )
         self._tasks: dict[str, Task] = {}
         self._peak = 0  # bytes on the device, of the run so far
@@ -88,7 +89,6 @@ class Guard:
             pressure=self.pressure,
             advice=workload.advice,
         )
-        self._follow_fallbacks()
 
     def batches(
         self,
@@ -138,13 +138,16 @@ class Guard:
             self.budget.observe(task, batch, (peak_device_memory(self._device) or 0) - before)
 
     def _follow_fallbacks(self) -> None:
-        """What is measured under a fallback, or with other kernels, is kept apart from what was without."""
-        relief = asdict(self.recovery.relief)
-        fallbacks = [name for name, on in relief.items() if on and name != "single_frame"]
-        taken = ", ".join([*self._kernels, *fallbacks])
+        """What is measured under a fallback is kept apart from what was without."""
+        taken = self._state(self.recovery.relief)
         if taken != self._taken:
             self._taken = taken
             self.budget.replan(self._plan, taken)
+
+    def _state(self, relief: Relief) -> str:
+        """What decides the cost of an item, besides the plan."""
+        fallbacks = [name for name, on in asdict(relief).items() if on and name != "single_frame"]
+        return ", ".join([*self._kernels, *fallbacks])
 
     def _failed(self, stage: str, size: int) -> None:
         if stage in self._tasks:

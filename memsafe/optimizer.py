@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .budget import Budget, Task
-from .costs import ModelShape, VideoShape
+from .costs import ModelShape, VideoShape, shape_of
 from .device import GIB, probe
 from .history import default_history_path
 from .plan import RESOLUTION, MemoryMode, MemoryPlan, plan_for
@@ -73,9 +73,9 @@ class AdaptiveMemoryOptimizer:
         """Plan for `pipeline`, set it up by the plan, and return the plan.
 
         video_length: frames; resolution: (height, width) of a frame, pixels. A pipeline with a `runtime` gets
-        one with this plan, and keeps its host; its networks are read from its `bundle`. Of a pipeline in the
-        manner of diffusers, which has its networks as attributes, those of its own memory savers that the
-        plan asks for are switched on; they stay on. Raises ValueError for anything else.
+        one with this plan, and keeps its host and its attention mode; its networks are read from its `bundle`.
+        Of a pipeline in the manner of diffusers, which has its networks as attributes, those of its own memory
+        savers that the plan asks for are switched on; they stay on. Raises ValueError for anything else.
         """
         video = _video(video_length, resolution)
         networks = getattr(pipeline, "bundle", pipeline)
@@ -88,11 +88,16 @@ class AdaptiveMemoryOptimizer:
         config = getattr(networks, "config", None)
         side = getattr(config, "resolution", None) or (max(resolution) if resolution else RESOLUTION)
         dtype = _dtype(networks)
-        self._decide(_shape(networks, dtype), side, video, dtype)
+        self._decide(shape_of(networks, dtype), side, video, dtype)
         if ours:
-            before = pipeline.runtime
+            before: Runtime = pipeline.runtime
             pipeline.runtime = Runtime(
-                self.plan, self.info, getattr(before, "host", None), history=self._history
+                self.plan,
+                self.info,
+                before.host,
+                history=self._history,
+                attention_mode=before.attention_mode,
+                key_weight=before.key_weight,
             )
         else:
             self._switch_on(pipeline)
@@ -183,28 +188,6 @@ def _video(frames: int | None, resolution: tuple[int, int] | None) -> VideoShape
     if height < 1 or width < 1:
         raise ValueError(f"resolution is {resolution}; expected (height, width) in pixels.")
     return VideoShape(height, width, frames)
-
-
-def _shape(networks: Any, dtype: torch.dtype | None) -> ModelShape | None:
-    """The shape of a bundle's or a pipeline's networks; None if they are not of a kind that is understood."""
-    unet, vae = getattr(networks, "unet", None), getattr(networks, "vae", None)
-    if not (isinstance(unet, nn.Module) and isinstance(vae, nn.Module)):
-        return None
-    others = [getattr(networks, name, None) for name in ("audio_encoder", "text_encoder")]
-    config = getattr(networks, "config", None)
-    frames = getattr(config, "num_frames", None)
-    try:
-        return ModelShape.from_modules(
-            unet,
-            vae,
-            *(module for module in others if isinstance(module, nn.Module)),
-            name=str(getattr(config, "name", None) or type(unet).__name__),
-            window_frames=frames if frames is not None else 1,
-            dtype=dtype,
-        )
-    except ValueError as error:
-        logger.info("Planned without the model: %s", error)
-        return None
 
 
 def _dtype(networks: Any) -> torch.dtype | None:

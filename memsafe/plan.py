@@ -147,13 +147,14 @@ def plan_for(
     memory_mode: MemoryMode | str = MemoryMode.BALANCED,
     *,
     dtype: torch.dtype | None = None,
+    offload: bool | None = None,
 ) -> MemoryPlan:
     """The plan for a device. Conservative and aggressive take the sizes of the tier below and above.
 
     With `model` (and `resolution`, pixels a side of what it draws) the plan shrinks until the model's
     foreseeable peak fits what the device has free; with `video`, until the frames waiting fit main memory,
-    and to no more than the video has. `dtype`: of the networks, if that is decided already. Raises ValueError
-    for an unknown memory mode.
+    and to no more than the video has. `dtype`: of the networks, if that is decided already; so `offload`, on a
+    device with memory of its own. Raises ValueError for an unknown memory mode.
     """
     mode = MemoryMode(memory_mode)
     tier = tier_of(info)
@@ -185,9 +186,9 @@ def plan_for(
         reserve=_RESERVE[mode],
         ram_budget=ram_budget,
     )
-    if model is None:
-        return plan
-    return _fitted(plan, info, model, RESOLUTION if resolution is None else resolution)
+    if model is not None:
+        plan = _fitted(plan, info, model, RESOLUTION if resolution is None else resolution)
+    return plan if offload is None or info.kind != "cuda" else replace(plan, offload=offload)
 
 
 def _frames(row: _Row, ram_budget: int, window: int, video: VideoShape | None) -> tuple[int, int]:

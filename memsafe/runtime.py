@@ -62,7 +62,7 @@ class Runtime:
         self._residency = _residency(plan, info, self.host)
         self._undo = ExitStack()  # of what a fallback has changed for the current run
         self._finished = 0  # frames of the current run
-        self._guard = self._new_guard(Workload())
+        self._guard = self._new_guard(Workload(), history=None)
         self._started = time.monotonic()
 
     @classmethod
@@ -92,16 +92,11 @@ class Runtime:
         def fitted(workload: Workload) -> tuple[DeviceInfo, MemoryPlan]:
             info = look()
             shape, side, video = workload.shape, workload.resolution, workload.video
-            return info, chosen(plan_for(info, shape, side, video, memory_mode, dtype=dtype))
-
-        def chosen(plan: MemoryPlan) -> MemoryPlan:
-            if offload is None or plan.device.type != "cuda":
-                return plan
-            return replace(plan, offload=offload)
+            return info, plan_for(info, shape, side, video, memory_mode, dtype=dtype, offload=offload)
 
         info = look()
         runtime = cls(
-            chosen(plan_for(info, memory_mode=memory_mode, dtype=dtype)),
+            plan_for(info, memory_mode=memory_mode, dtype=dtype, offload=offload),
             info,
             host,
             history=default_history_path(),
@@ -163,7 +158,7 @@ class Runtime:
         self._finished = 0
         self.seconds.clear()
         self._started = time.monotonic()
-        self._guard = self._new_guard(workload)
+        self._guard = self._new_guard(workload, self._history)
         reset_peak_device_memory(self.device)
         try:
             with ExitStack() as self._undo:
@@ -256,7 +251,7 @@ class Runtime:
         """Most bytes held: `ram` by the process so far, `vram` by torch in this run (None without a GPU)."""
         return {"ram": peak_host_memory(), "vram": self._guard.peak_memory()}
 
-    def _new_guard(self, workload: Workload) -> Guard:
+    def _new_guard(self, workload: Workload, history: Path | None) -> Guard:
         plan = self.plan
         relief = Relief(
             two_pass_guidance=plan.guidance_passes == 2,
@@ -267,7 +262,7 @@ class Runtime:
         fallbacks = {"single_frame": None, **workload.fallbacks, **self._own_fallbacks(workload)}
         mode = self.attention_mode
         kernels = "" if mode is AttentionMode.FLASH else f"{mode.value} attention"
-        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, self._history, kernels)
+        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, history, kernels)
 
     def _own_fallbacks(self, workload: Workload) -> Mapping[str, Action | None]:
         """What a runtime can give up by itself: the place of the weights, and at last the device."""

@@ -15,6 +15,7 @@ from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.memsafe import (
     AdaptiveMemoryOptimizer,
+    AttentionMode,
     DeviceInfo,
     NullHost,
     Runtime,
@@ -123,11 +124,13 @@ class SameFace:
 def test_our_pipeline_gets_the_plan_and_keeps_its_host_and_device() -> None:
     host = Host()
     info = probe("cpu")
-    pipeline = LipSyncPipeline(tiny_bundle(), Runtime(plan_for(info), info, host))
+    runtime = Runtime(plan_for(info), info, host, attention_mode="flex", key_weight=3)
+    pipeline = LipSyncPipeline(tiny_bundle(), runtime)
     before = pipeline.runtime
     one = integrate_adaptive_optimizer(pipeline, video_length=20, resolution=(160, 144))
     assert isinstance(one, AdaptiveMemoryOptimizer)
     assert pipeline.runtime is not before and pipeline.runtime.host is host
+    assert pipeline.runtime.attention_mode is AttentionMode.FLEX and pipeline.runtime.key_weight == 3
     assert pipeline.runtime.plan is one.plan and pipeline.runtime.device.type == "cpu"
     assert one.budget.foreseen("frames") == 160 * 144 * 3
     bundle = pipeline.bundle

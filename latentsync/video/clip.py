@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..audio.clip import SoundClip, sound_of
-from .encoder import Encoder, x264
+from .encoder import x264
 from .presets import Preset
 from .reader import VideoFile, open_video
 from .remux import can_remux, remux
@@ -81,27 +81,15 @@ def write_clip(
     outputs = [(path, encoder), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
     sound = _writable(clip)
     with ExitStack() as opened:
-        writers = [opened.enter_context(_writer(clip, *output, sound, metadata)) for output in outputs]
+        how = {"audio": sound, "end_audio_with_video": True, "metadata": metadata}
+        writers = [
+            opened.enter_context(VideoWriter.of(target, frames, encoder=coded, **how))
+            for target, coded in outputs
+        ]
         for number, frame in enumerate(frames.frames(), start=1):
             for writer in writers:
                 writer.write(frame)
             tick(number)
-
-
-def _writer(clip: Clip, path: Path, encoder: Encoder, sound: Any, metadata: Mapping[str, str]) -> VideoWriter:
-    frames = clip.frames
-    return VideoWriter(
-        path,
-        frames.fps,
-        frames.width,
-        frames.height,
-        audio=sound,
-        end_audio_with_video=True,
-        color=frames.color,
-        pixel_aspect=frames.pixel_aspect,
-        metadata=metadata,
-        encoder=encoder,
-    )
 
 
 def _writable(clip: Clip) -> Path | tuple[np.ndarray, int] | None:

@@ -1,4 +1,4 @@
-"""Images as torch programs hold them, float 0 .. 1, read as frames without a second copy of all."""
+"""Frames as torch programs hold images, float 0 .. 1: read, and collected, without a second copy of all."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import as_fps
 from ..errors import VideoError
 from .source import ClosingSource, ColorTags
+
+FLOAT_BYTES = 4
 
 
 class TensorSource(ClosingSource):
@@ -41,3 +44,26 @@ class TensorSource(ClosingSource):
         for image in self._images[start:]:
             rgb = image[..., :3].expand(-1, -1, 3).float()
             yield rgb.nan_to_num().mul(255).round_().clamp_(0, 255).byte().cpu().contiguous().numpy()
+
+
+class FrameTensor:
+    """Collects frames uint8 [height, width, 3] into one float32 tensor, allocated once for `count` of them."""
+
+    def __init__(self, count: int, height: int, width: int) -> None:
+        self._images = torch.empty(count, height, width, 3)
+        self._filled = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Take the next frame; raises IndexError beyond `count`."""
+        torch.div(torch.from_numpy(frame), 255, out=self._images[self._filled])
+        self._filled += 1
+
+    @property
+    def images(self) -> Tensor:
+        """The frames so far, float32 [n, height, width, 3] in 0..1."""
+        return self._images[: self._filled]
+
+    @staticmethod
+    def bytes_for(count: int, height: int, width: int) -> int:
+        """What so many frames take."""
+        return FLOAT_BYTES * count * height * width * 3

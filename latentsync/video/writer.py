@@ -19,7 +19,7 @@ from ..errors import InputError, OutputError
 from .audio_track import AudioTrack, open_track
 from .color import FromRGB, coded_tags
 from .encoder import Encoder, x264
-from .source import ColorTags
+from .source import ColorTags, FrameSource
 from .target import check_target, partial_name
 
 # What mp4 has a place for that players read; other keys need QuickTime's free-form tags, in place of these.
@@ -92,6 +92,19 @@ class VideoWriter:
         self._container: av.container.OutputContainer | None = None
         self._track: AudioTrack | None = None
         self._partial = partial_name(self.path)
+
+    @classmethod
+    def of(cls, path: Path, source: FrameSource, **how: Any) -> VideoWriter:
+        """A writer for frames as `source` has them: their rate, size, colour and shape; `how`: the rest."""
+        return cls(
+            path,
+            source.fps,
+            source.width,
+            source.height,
+            color=source.color,
+            pixel_aspect=source.pixel_aspect,
+            **how,
+        )
 
     def __enter__(self) -> VideoWriter:
         try:
