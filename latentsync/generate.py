@@ -127,13 +127,13 @@ class WindowGenerator:
             return
         self._settled = (drawn, device)
         self._side = drawn
-        whole = keep_mask(side)
-        self._keep = (whole if drawn == side else keep_mask(drawn)).to(device)
         # Faces are warped on the device, but not by Metal, which learnt to resize with antialiasing in torch
         # 2.7 only; its memory is main memory, so nothing is lost.
         self._canvas = torch.device("cpu") if device.type == "mps" else device
         self._alpha = paste_alpha(side).to(self._canvas)
-        self._restored = whole.to(self._canvas)  # where the published arithmetic shows the face it was given
+        # Where the published arithmetic shows the face it was given; where nothing is resized, also what is encoded.
+        self._restored = keep_mask(side).to(self._canvas)
+        self._keep = (self._restored if drawn == side else keep_mask(drawn)).to(device)
 
     def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
         """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
