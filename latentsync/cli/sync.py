@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video", type=Path, required=True, help="video file, GIF or image")
     add("--audio", type=Path, required=True, help="any file with sound")
     add("--out", type=Path, required=True, help="result: .mp4, .mov or .mkv")
-    add("--model", default="1.6", help="1.6, 1.5, demo, a model folder, or the file of its UNet (default: 1.6)")
+    add(
+        "--model",
+        default="1.6",
+        help="1.6, 1.5, demo, a model folder, or the file of its UNet (default: 1.6)",
+    )
     defaults = SyncOptions()
     add("--seed", type=int, default=defaults.seed, help="of the noise (default: %(default)s)")
     add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
