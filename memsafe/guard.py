@@ -25,9 +25,10 @@ from .device import (
     reset_peak_device_memory,
     used_by_all,
 )
+from .ladder import ADVICE, Action, Ladder, Relief
 from .plan import RESOLUTION, MemoryPlan, peak_of
 from .pressure import Level, Pool, PressureWatch, Thresholds, free_at_peak, shared_spill
-from .recovery import ADVICE, Action, Ladder, Recovery, Relief
+from .recovery import Recovery
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,7 +42,7 @@ class Workload:
     shape: ModelShape | None = None  # None: nothing is known of the model
     resolution: int = RESOLUTION  # pixels a side of what it draws
     video: VideoShape = field(default_factory=VideoShape)
-    # By the names of recovery.RUNGS: what the pipeline can give up, besides what the runtime can by itself.
+    # By the names of ladder.RUNGS: what the pipeline can give up, besides what the runtime can by itself.
     fallbacks: Mapping[str, Action | None] = field(default_factory=dict)
     stages: Mapping[str, Collection[str]] = field(default_factory=dict)  # that a fallback can help
     allowed: Collection[str] = ()  # permissions for fallbacks that need one

@@ -20,10 +20,10 @@ from .device import DeviceInfo, empty_cache, peak_host_memory, probe, reset_peak
 from .guard import Guard, Workload
 from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
+from .ladder import Action, Relief
 from .plan import SLICES, MemoryMode, MemoryPlan, plan_for
 from .precision import in_float32
 from .pressure import PressureWatch
-from .recovery import Action, Relief
 from .residency import Residency
 from .transfers import Transfers
 

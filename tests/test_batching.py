@@ -16,8 +16,9 @@ from torch import nn
 from latentsync_memsafe.memsafe import Cancelled
 from latentsync_memsafe.memsafe.batch_sizes import BatchSizes
 from latentsync_memsafe.memsafe.batching import run_batches
+from latentsync_memsafe.memsafe.ladder import RUNGS, Ladder
 from latentsync_memsafe.memsafe.pressure import PressureWatch
-from latentsync_memsafe.memsafe.recovery import RUNGS, Ladder, OutOfMemory, Recovery, StartOver, starting_over
+from latentsync_memsafe.memsafe.recovery import OutOfMemory, Recovery, StartOver, starting_over
 from latentsync_memsafe.memsafe.stream import prefetch
 
 from faults import KINDS, Faults, little_garbage, schedules

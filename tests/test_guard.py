@@ -11,9 +11,9 @@ from latentsync_memsafe.latentsync.workload import workload_of
 from latentsync_memsafe.memsafe import MemoryMode, Runtime, VideoShape, Workload, guard, plan_for, probe
 from latentsync_memsafe.memsafe.device import GIB
 from latentsync_memsafe.memsafe.guard import Guard
+from latentsync_memsafe.memsafe.ladder import Ladder, Relief
 from latentsync_memsafe.memsafe.oom import Failure
 from latentsync_memsafe.memsafe.pressure import Level
-from latentsync_memsafe.memsafe.recovery import Ladder, Relief
 
 from cards import card
 from small_models import tiny_bundle
