@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -103,13 +102,18 @@ class LipSyncPipeline:
                     self._finished(frames, sound, options, report, output.absolute().parent, journal, mask)
                 ) as finished,
             ):
+
+                def write(frame: np.ndarray) -> None:
+                    with self.runtime.clock("write"):
+                        writer.write(frame)
+
                 # With its first frame the plan of this run is there.
                 shown = chain([next(finished)], finished)
-                with Drain(self._timed_call("write", writer.write), self.runtime.plan.encode_ahead) as drain:
+                with Drain(write, self.runtime.plan.encode_ahead) as drain:
                     for frame in shown:
                         watch(frame)
                         drain.put(frame)
-        self._complete(report)
+        report.complete(self.bundle.hashes, self.runtime)
         return report
 
     def stream(
@@ -137,7 +141,7 @@ class LipSyncPipeline:
         ):
             for window in grouped(finished, self.bundle.config.num_frames):
                 yield np.stack(window)
-        self._complete(report)
+        report.complete(self.bundle.hashes, self.runtime)
 
     def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
         video = (source.fps, source.width, source.height, source.frame_estimate)
@@ -172,7 +176,7 @@ class LipSyncPipeline:
                 "frames were moved to disk", lambda: look_back.spill(SPILLED), cost=2, pool=Pool.HOST
             )
             pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
-            self._describe(report, source)
+            report.begin(self.bundle.config.name, self.runtime, source)
             known = self._encoded()
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
@@ -208,7 +212,7 @@ class LipSyncPipeline:
         times = (Fraction(i) / fps for i in count_up())
         locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
         at_once = runtime.frames_at_once(self.bundle.config.num_frames)
-        ticks = self._timed("read", timeline(source, total, options.extend, look_back))
+        ticks = _timed(timeline(source, total, options.extend, look_back), runtime, "read")
         runtime.report_progress("prepare", 0, total)
         with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
             heard = features.windows(times)
@@ -281,48 +285,18 @@ class LipSyncPipeline:
             )
         return total
 
-    def _describe(self, report: Report, source: FrameSource) -> None:
-        plan = self.runtime.plan
-        report.model = self.bundle.config.name
-        report.tier, report.plan, report.device = (
-            plan.tier.value,
-            plan.as_dict(),
-            self.runtime.info.describe(),
-        )
-        report.width, report.height, report.fps = source.width, source.height, str(source.fps)
-
-    def _complete(self, report: Report) -> None:
-        # Only now: gigabytes of weights are hashed aside, and a reader waits for them.
-        report.hashes = dict(self.bundle.hashes)
-        report.retries = self.runtime.retries
-        peaks = self.runtime.peak_memory()
-        report.peak_ram, report.peak_vram = peaks["ram"] or 0, peaks["vram"]
-        report.seconds = {name: round(seconds, 3) for name, seconds in self.runtime.seconds.items()}
-        report.total_seconds = round(self.runtime.elapsed, 3)
-        report.duration = float(report.frames / Fraction(report.fps))
-
-    def _timed(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; adds the time it takes to make them to `stage`."""
-        iterator = iter(items)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.runtime.seconds[stage] += time.perf_counter() - start
-            yield item
-            del item  # or one frame more would live while the next is made
-
-    def _timed_call(self, stage: str, function: Callable[[T], None]) -> Callable[[T], None]:
-        def timed(item: T) -> None:
-            start = time.perf_counter()
-            function(item)
-            self.runtime.seconds[stage] += time.perf_counter() - start
-
-        return timed
-
 
 def _video_seconds(source: FrameSource) -> Fraction | None:
     return Fraction(source.frame_estimate) / source.fps if source.frame_estimate else None
+
+
+def _timed(items: Iterable[T], runtime: Runtime, stage: str) -> Iterator[T]:
+    """The same items; the time it takes to make them is the stage's."""
+    iterator = iter(items)
+    while True:
+        with runtime.clock(stage):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item
+        del item  # or one frame more would live while the next is made

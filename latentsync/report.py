@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from ..memsafe import Runtime
+from .video import FrameSource
 
 
 @dataclass
@@ -34,6 +38,12 @@ class Report:
     peak_ram: int = 0  # bytes, of the process
     peak_vram: int | None = None  # bytes, of torch; None without a GPU
 
+    def begin(self, model: str, runtime: Runtime, source: FrameSource) -> None:
+        """Note what is going to run, once the runtime has its plan for it."""
+        self.model, self.device = model, runtime.info.describe()
+        self.tier, self.plan = runtime.plan.tier.value, runtime.plan.as_dict()
+        self.width, self.height, self.fps = source.width, source.height, str(source.fps)
+
     def add_frame(self, has_face: bool) -> None:
         """Count one more output frame."""
         if not has_face:
@@ -42,6 +52,16 @@ class Report:
             else:
                 self.without_face.append((self.frames, self.frames + 1))
         self.frames += 1
+
+    def complete(self, hashes: Mapping[str, str], runtime: Runtime) -> None:
+        """Note what ran. Reads `hashes` only now: gigabytes are hashed aside, and a reader waits for them."""
+        self.hashes = dict(hashes)
+        self.retries = runtime.retries
+        peaks = runtime.peak_memory()
+        self.peak_ram, self.peak_vram = peaks["ram"] or 0, peaks["vram"]
+        self.seconds = {name: round(seconds, 3) for name, seconds in runtime.seconds.items()}
+        self.total_seconds = round(runtime.elapsed, 3)
+        self.duration = float(self.frames / Fraction(self.fps))
 
     def to_json(self) -> str:
         """The report as indented JSON."""

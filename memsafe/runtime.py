@@ -212,11 +212,16 @@ class Runtime:
         it took to queue. A stage inside another one counts in both.
         """
         self.check_interrupted()
+        with self.clock(name), self._residency.on_device(modules):
+            yield
+            synchronize(self.device)
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Time a part of a stage in which the device does nothing; for any thread."""
         start = time.perf_counter()
         try:
-            with self._residency.on_device(modules):
-                yield
-                synchronize(self.device)
+            yield
         finally:
             self.seconds[name] += time.perf_counter() - start
 
