@@ -14,9 +14,10 @@ from comfy_api.latest import io, ui
 
 from .comfy_host import ComfyHost, errors_for_comfy
 from .comfy_models import SyncModel, load_default
-from .comfy_video import clip_of, free_name, samples_of
+from .comfy_video import clip_of, free_name, samples_of, temporary_folder
 from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
+from .latentsync.collector import FrameCollector
 from .latentsync.config import ModelConfig
 from .latentsync.errors import InputError
 from .latentsync.forecast import forecast, shape_of_video
@@ -63,9 +64,10 @@ def sync(
     path, saved = _target(settings["output_mode"], frames)
     where = None if mask is None else mask.float().cpu().numpy()
     preflight(frames, sound, path, options, where)
-    collected, blocked = _room_for_images(settings["output_mode"], frames, sound)
+    blocked = _no_images(settings["output_mode"], frames, sound)
     report, warnings = Report(), list[str]()
-    with errors_for_comfy():
+    scratch = temporary_folder()
+    with errors_for_comfy(), FrameCollector(scratch) as collector:
         host = ComfyHost(node_id, report)
         if model is None:
             model, warnings = load_default(settings["allow_demo"])
@@ -78,12 +80,14 @@ def sync(
             options,
             mask=where,
             report=report,
-            watch=(lambda frame: None) if collected is None else collected.add,
+            collector=None if blocked else collector,
+            scratch=scratch,
         )
+        collected, blocked = (None, blocked) if blocked else _images(collector, path)
     host.finish(saved)
     Pace().remember_run(runtime.info, model.bundle.config, options, report)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
-    return Synced(path, saved, None if collected is None else collected.images, blocked, text)
+    return Synced(path, saved, collected, blocked, text)
 
 
 def _options(settings: dict[str, Any]) -> SyncOptions:
@@ -128,12 +132,10 @@ def _target(output_mode: str, frames: FrameSource) -> tuple[Path, ui.SavedResult
     return path, ui.SavedResult(path.name, subfolder, kind)
 
 
-def _room_for_images(
-    output_mode: str, frames: FrameSource, sound: tuple[Any, int]
-) -> tuple[FrameTensor | None, str]:
-    """What collects the frames, or None and why there are none."""
+def _no_images(output_mode: str, frames: FrameSource, sound: tuple[Any, int]) -> str:
+    """Why the node returns no images; empty if it is to return them."""
     if output_mode == "video_file":
-        return None, (
+        return (
             "LatentSync returns no images with output_mode video_file; use its video or video_path output, or "
             "set output_mode to frames."
         )
@@ -144,7 +146,7 @@ def _room_for_images(
         f"{free / GIB:.1f} GiB of memory are free"
     )
     if output_mode == "auto" and size > free * COMFORTABLE:
-        return None, (
+        return (
             f"LatentSync returns no images: {needs}. Use its video or video_path output; output_mode frames "
             "returns images all the same."
         )
@@ -153,7 +155,18 @@ def _room_for_images(
             f"output_mode is frames, but {needs}; set it to video_file and use the video output, or give a "
             "shorter sound."
         )
-    return FrameTensor(count, frames.height, frames.width), ""
+    return ""
+
+
+def _images(collector: FrameCollector, path: Path) -> tuple[torch.Tensor | None, str]:
+    """The run's frames; where memory has become too little for them, None and why."""
+    needed, free = collector.still_needed, available_ram()
+    if needed <= free and (images := collector.images()) is not None:
+        return images, ""
+    why = collector.lost or (
+        f"they need {needed / GIB:.1f} GiB of memory more, and {free / GIB:.1f} GiB are free by now"
+    )
+    return None, f"LatentSync returns no images: {why}. The finished video is {path}; use the video output."
 
 
 def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str, Any]) -> str:

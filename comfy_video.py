@@ -210,6 +210,11 @@ def free_name(root: str, prefix: str, suffix: str, frames: FrameSource) -> tuple
 
 def temporary_file(suffix: str) -> Path:
     """A new name in our own folder below ComfyUI's temp."""
-    folder = Path(folder_paths.get_temp_directory()) / "latentsync"
+    folder = temporary_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{uuid.uuid4().hex}{suffix}"
+
+
+def temporary_folder() -> Path:
+    """Our own folder below ComfyUI's temp; it may have to be made."""
+    return Path(folder_paths.get_temp_directory()) / "latentsync"

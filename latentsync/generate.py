@@ -1,4 +1,8 @@
-"""The networks on windows of frames: encode the faces, denoise, decode, and paste each into its frame."""
+"""The networks on windows of frames: encode the faces, denoise, decode, and paste each into its frame.
+
+Between its calls of the networks everything but decoded faces waits in main memory, so that the device's is only
+asked for where a failure is mended.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +102,6 @@ class WindowGenerator:
             feed_forward_slices=lambda: runtime.feed_forward_slices,
         )
         self._settled: tuple[int, torch.device] | None = None
-        self._settle()
 
     @torch.inference_mode()
     def synthesize(self, windows: Sequence[Window]) -> list[SyncedFace | None]:
@@ -116,6 +119,7 @@ class WindowGenerator:
         """The finished frame; without a face the frame itself, untouched."""
         if face is None or located.matrix is None:
             return located.frame
+        self._settle()
         [finished] = self._runtime.batches([face], lambda _: [self._pasted(located, face)], stage="paste")
         return finished
 
@@ -125,15 +129,23 @@ class WindowGenerator:
         drawn = lower_resolution(side) if self._runtime.relief.lower_resolution else side
         if (drawn, device) == self._settled:
             return
-        self._settled = (drawn, device)
-        self._side = drawn
-        # Faces are warped on the device, but not by Metal, which learnt to resize with antialiasing in torch
-        # 2.7 only; its memory is main memory, so nothing is lost.
-        self._canvas = torch.device("cpu") if device.type == "mps" else device
-        self._alpha = paste_alpha(side).to(self._canvas)
-        # Where the published arithmetic shows the face it was given; where nothing is resized, also what is encoded.
-        self._restored = keep_mask(side).to(self._canvas)
-        self._keep = (self._restored if drawn == side else keep_mask(drawn)).to(device)
+
+        def masks(_: object) -> list[tuple[Tensor, Tensor, Tensor]]:
+            alpha, restored = paste_alpha(side).to(self._canvas), keep_mask(side).to(self._canvas)
+            return [(alpha, restored, keep_mask(drawn).to(device))]
+
+        # `_restored`: where the published arithmetic shows the face it was given; `_keep`: what is encoded of it.
+        [(self._alpha, self._restored, self._keep)] = self._runtime.batches([None], masks, stage="paste")
+        self._side, self._settled = drawn, (drawn, device)
+
+    @property
+    def _canvas(self) -> torch.device:
+        """Where faces are warped: on the device, but not by Metal.
+
+        That learnt to resize with antialiasing in torch 2.7 only; its memory is main memory, so nothing is lost.
+        """
+        device = self._runtime.device
+        return torch.device("cpu") if device.type == "mps" else device
 
     def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
         """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
@@ -171,7 +183,7 @@ class WindowGenerator:
         return self._decode(torch.cat(denoised))
 
     def _encode(self, faces: Sequence[Tensor]) -> list[Tensor]:
-        """Mask, masked-image and reference latents, [9, s, s], of aligned faces uint8 [3, r, r]."""
+        """Mask, masked-image and reference latents, [9, s, s] on the CPU, of aligned faces uint8 [3, r, r]."""
 
         def encode(some: Sequence[Tensor]) -> Iterator[Tensor]:
             return self._runtime.batches(
@@ -185,16 +197,16 @@ class WindowGenerator:
 
         if self._cache is None:
             return list(encode(faces))
-        how = (self._encoder, self._side, self._runtime.relief.vae_tiling)
-        latents = self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
-        return [one.to(self._runtime.device) for one in latents]
+        how = (self._encoder, self._side, self._runtime.plan.dtype, self._runtime.relief.vae_tiling)
+        return self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
 
     def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
         vae: Any = self._bundle.vae
         dtype = weight_dtype(vae)
-        pixels = torch.stack(faces).to(self._runtime.device).float() / 127.5 - 1
+        pixels = torch.stack(faces).to(self._canvas).float() / 127.5 - 1
         if self._side != self._template.resolution:
             pixels = F.interpolate(pixels, size=(self._side, self._side), mode="area")
+        pixels = pixels.to(self._runtime.device)
         # Masked and reference image one after the other: half the memory of one batch.
         with self._autocast(vae):
             masked, reference = (
@@ -202,7 +214,7 @@ class WindowGenerator:
                 for image in (pixels * self._keep, pixels)
             )
         mask = F.interpolate(self._keep[None], size=masked.shape[-2:], mode="nearest")
-        yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1)
+        yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1).cpu()
 
     def _batch(self, window: Window, encoded: Iterator[Tensor]) -> _Batch | None:
         """Put a window's latents and sound together, filled up to the model's length; None without a face."""
@@ -215,18 +227,18 @@ class WindowGenerator:
         order = pingpong_indices(len(here), size)
         lender = nearest_present(here)
         rows = [present.index(lender[i]) for i in order]
-        return _Batch(latents[None, :, rows], window.audio[order][None].to(self._runtime.device), present)
+        return _Batch(latents[None, :, rows], window.audio[order][None], present)
 
     def _denoise(self, batches: list[_Batch]) -> Iterator[Tensor]:
-        """Latents [f, 4, s, s] of each window."""
-        conditioning = torch.cat([batch.conditioning for batch in batches])
-        audio = torch.cat([batch.audio for batch in batches])
+        """Latents [f, 4, s, s] of each window, on the CPU."""
+        conditioning = torch.cat([batch.conditioning for batch in batches]).to(self._runtime.device)
+        audio = torch.cat([batch.audio for batch in batches]).to(self._runtime.device)
         length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
         parts = zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True)
         unet = self._bundle.unet
         with self.attention.applied(unet), self._autocast(unet):
             latents = torch.cat([self._denoised(*part) for part in parts], dim=2)
-        yield from latents.transpose(1, 2)
+        yield from latents.transpose(1, 2).cpu()
 
     def _denoised(self, conditioning: Tensor, audio: Tensor) -> Tensor:
         channels = (conditioning.shape[1] - 1) // 2
@@ -257,14 +269,19 @@ class WindowGenerator:
         side = self._template.resolution
         if self._buffer is None or len(self._buffer) < len(latents) or self._buffer.device != self._canvas:
             # All faces of the last call have been pasted by now.
-            self._buffer = torch.empty(len(latents), 3, side, side, device=self._canvas)
+            self._buffer = None
+            shape = (len(latents), 3, side, side)
+            [self._buffer] = self._runtime.batches(
+                [shape], lambda shapes: [torch.empty(*shapes, device=self._canvas)], stage="decode"
+            )
         return [row.copy_(face) for row, face in zip(self._buffer, decoded, strict=False)]
 
     def _decoded(self, latents: list[Tensor]) -> Iterator[Tensor]:
         vae: Any = self._bundle.vae
         dtype = weight_dtype(vae)
         with self._autocast(vae):
-            faces = vae.decode((torch.stack(latents) / self._scale + self._shift).to(dtype)).sample.float()
+            stacked = torch.stack(latents).to(self._runtime.device)
+            faces = vae.decode((stacked / self._scale + self._shift).to(dtype)).sample.float()
         if not torch.isfinite(faces).all():
             raise NumericalError(
                 f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..memsafe import quantize_weights
+from ..memsafe import Failure, is_oom, quantize_weights
+from ..memsafe.device import empty_cache
 from .checkpoints import find_model_folder, find_vae_folder, sha256_of
 from .config import ModelConfig
 from .errors import CheckpointError
@@ -86,7 +87,22 @@ def load_models(
     whatever the precision of the rest. `detector` None loads the default one.
     Raises CheckpointError naming the file when one is missing, damaged or of another model; nothing is ever
     left with random weights.
+
+    What does not fit on a GPU is loaded into main memory, from where a run brings it as far as it fits.
     """
+    try:
+        return _loaded(model, dtype, torch.device(device), detector, int8)
+    except Exception as error:
+        if torch.device(device).type == "cpu" or not is_oom(error):
+            raise
+        logger.warning("The networks do not fit on %s now (%s).", device, Failure.of(error).text)
+    empty_cache(torch.device(device))  # out here, for the error holds what had been loaded
+    return _loaded(model, dtype, torch.device("cpu"), detector, int8)
+
+
+def _loaded(
+    model: str | Path, dtype: torch.dtype, device: torch.device, detector: FaceDetector | None, int8: bool
+) -> ModelBundle:
     file = Path(model).expanduser()
     single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
     folder = file.parent if single else find_model_folder(model)

@@ -18,6 +18,11 @@ _RAM_SHARE = 8  # of the plan's memory for frames and caches, one part in so man
 _DISK_SHARE = 2  # of the free disk; the output needs some as well
 
 
+def disk_share(folder: Path) -> int:
+    """Bytes that kept frames may take in `folder`."""
+    return (free_disk(folder) or 0) // _DISK_SHARE
+
+
 class LookBack:
     """The frames that may be shown again, bit for bit, under a budget in main memory and one on disk.
 
@@ -30,7 +35,7 @@ class LookBack:
     def __init__(self, ram: int, folder: str | Path, disk: int | None = None) -> None:
         self._folder = Path(folder).absolute()
         if disk is None:
-            disk = (free_disk(self._folder) or 0) // _DISK_SHARE
+            disk = disk_share(self._folder)
         self._store = FrameStore(
             StoreBudgets(warm=ram // 2, cold=ram // 2, frozen=disk), self._folder, promote=False
         )

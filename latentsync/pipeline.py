@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from itertools import count as count_up
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
 from ..memsafe.stream import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
+from .collector import FrameCollector
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError
 from .faces.align import Template
@@ -69,7 +71,8 @@ class LipSyncPipeline:
         resume: bool = False,
         mask: np.ndarray | None = None,
         report: Report | None = None,
-        watch: Callable[[np.ndarray], None] = lambda frame: None,
+        collector: FrameCollector | None = None,
+        scratch: Path | None = None,
     ) -> Report:
         """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
 
@@ -79,9 +82,11 @@ class LipSyncPipeline:
         LatentSyncError for anything the user can mend, and memsafe.Cancelled.
 
         `mask`: where a frame may change, as FrameMask takes it. `report`, if given, is filled on the way and
-        returned. `watch` is called with every finished frame, uint8 [h, w, 3], before it is written.
+        returned. `collector` is given every finished frame before it is written. `scratch`: folder for frames
+        that do not fit in main memory for a while; None: that of `output`.
         """
         output = Path(output)
+        folder = scratch if scratch is not None else output.absolute().parent
         check_output(output, source, audio)
         report = report if report is not None else Report()
         with ExitStack() as stack:
@@ -99,7 +104,7 @@ class LipSyncPipeline:
                 explaining_memory(),
                 writer,
                 closing(
-                    self._finished(frames, sound, options, report, output.absolute().parent, journal, mask)
+                    self._finished(frames, sound, options, report, folder, journal, mask, collector)
                 ) as finished,
             ):
 
@@ -111,7 +116,8 @@ class LipSyncPipeline:
                 shown = chain([next(finished)], finished)
                 with Drain(write, self.runtime.plan.encode_ahead) as drain:
                     for frame in shown:
-                        watch(frame)
+                        if collector is not None:
+                            collector.add(frame)
                         drain.put(frame)
         report.complete(self.bundle.hashes, self.runtime)
         return report
@@ -157,6 +163,7 @@ class LipSyncPipeline:
         folder: Path,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
+        collector: FrameCollector | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames of one run of the runtime; what it could not get into memory is explained.
 
@@ -172,11 +179,11 @@ class LipSyncPipeline:
             LookBack.planned(self.runtime.plan, folder) as look_back,
         ):
             pressure = self.runtime.pressure
-            pressure.add(
-                "frames were moved to disk", lambda: look_back.spill(SPILLED), cost=2, pool=Pool.HOST
-            )
+            for spill in (look_back.spill, *([] if collector is None else [collector.spill])):
+                pressure.add("frames were moved to disk", partial(spill, SPILLED), cost=2, pool=Pool.HOST)
             pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
             report.begin(self.bundle.config.name, self.runtime, source)
+            self._latents.begin_run()
             known = self._encoded()
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
@@ -250,13 +257,13 @@ class LipSyncPipeline:
         ]
 
     def _hear(self, mels: torch.Tensor) -> torch.Tensor:
-        """The audio encoder's states of mels [b, 80, 3000], on its device."""
+        """The audio encoder's states of mels [b, 80, 3000], float32 on the CPU."""
         encoder = self.bundle.audio_encoder
 
         def states(some: list[torch.Tensor]) -> Iterator[torch.Tensor]:
             mel = torch.stack(some).to(self.runtime.device, weight_dtype(encoder))
             with torch.inference_mode():
-                yield from encoder(mel)
+                yield from encoder(mel).float().cpu()
 
         return starting_over(
             lambda: torch.stack(list(self.runtime.batches(mels, states, stage="audio", modules=[encoder])))

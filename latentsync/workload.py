@@ -95,9 +95,9 @@ def _advice(runtime: Runtime, side: int) -> list[str]:
 
 
 def _tile(vae: Any, side: int, runtime: Runtime, undo: ExitStack) -> bool:
-    """Have the VAE work in tiles until `undo` is closed; False where the plan wants none as small as that."""
-    tile = runtime.plan.vae_tile
-    if not runtime.plan.vae_tiling or tile >= side or getattr(vae, "use_tiling", False):
+    """Have the VAE work in tiles, four or more, until `undo` is closed; False where the plan wants none."""
+    tile = min(runtime.plan.vae_tile, side // 2)
+    if not runtime.plan.vae_tiling or getattr(vae, "use_tiling", False):
         runtime.relief.vae_tiling = False
         return False
     names = ("tile_sample_min_size", "tile_latent_min_size", "use_tiling")

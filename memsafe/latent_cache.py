@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -42,10 +42,11 @@ def module_key(module: nn.Module) -> bytes:
 
 
 class LatentCache:
-    """Tensors by key, in main memory, of at most `limit` bytes together; the longest unused ones go first.
+    """Tensors by key, in main memory, of at most `limit` bytes together.
 
-    What comes out is shared and not to be written to. Safe to use from several threads. `clear` is a measure
-    for PressureWatch.add.
+    The longest unused of earlier runs go first. When all are of this run, what came a moment ago goes and not
+    they: in a loop over more than there is room for, the longest unused is what comes next. What comes out is
+    shared and not to be written to. Safe to use from several threads. `clear` is a measure for PressureWatch.add.
     """
 
     def __init__(self, limit: int) -> None:
@@ -53,11 +54,17 @@ class LatentCache:
         self.hits = self.misses = self.reused = 0  # reused: encodings of a picture that only looks the same
         self.nbytes = 0
         self._tensors: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._used: set[bytes] = set()  # in this run
         self._recent: deque[tuple[bytes, object, Tensor]] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def begin_run(self) -> None:
+        """What is kept is of earlier runs from now on, until it is used again."""
+        with self._lock:
+            self._used.clear()
 
     def get(self, key: bytes) -> Tensor | None:
         """The tensor, on the CPU; None if there is none any more."""
@@ -67,6 +74,7 @@ class LatentCache:
                 self.misses += 1
             else:
                 self.hits += 1
+                self._used.add(key)
                 self._tensors.move_to_end(key)
             return tensor
 
@@ -78,16 +86,18 @@ class LatentCache:
             self._drop(key)
             if copy.nbytes > self.limit:
                 return
+            while self.nbytes + copy.nbytes > self.limit:
+                self._drop(self._victim())
+            self._used.add(key)
             self._tensors[key] = copy
             self.nbytes += copy.nbytes
-            while self.nbytes > self.limit:
-                self._drop(next(iter(self._tensors)))
 
     def clear(self) -> bool:
         """Let go of everything; whether there was anything."""
         with self._lock:
             held = bool(self._tensors or self._recent)
             self._tensors.clear()
+            self._used.clear()
             self._recent.clear()
             self.nbytes = 0
             return held
@@ -152,7 +162,15 @@ class LatentCache:
             return key
         return None
 
+    def _victim(self) -> bytes:
+        oldest = next(iter(self._tensors))
+        if oldest not in self._used:
+            return oldest
+        # The last few are what `_like` compares with.
+        return next(islice(reversed(self._tensors), RECENT, None), oldest)
+
     def _drop(self, key: bytes) -> None:
+        self._used.discard(key)
         dropped = self._tensors.pop(key, None)
         if dropped is not None:
             self.nbytes -= dropped.nbytes

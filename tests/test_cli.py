@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentsync_memsafe.latentsync.cli import main
+from latentsync_memsafe.latentsync.cli import train as train_command
 from latentsync_memsafe.latentsync.cli.device import MEMORY_MODES
 from latentsync_memsafe.latentsync.cli.sync import FACE_DETECTORS
 from latentsync_memsafe.latentsync.faces.load import BACKENDS
@@ -352,6 +353,18 @@ def test_interruption_cleans_up_and_says_so(
     assert main(sync(material, tmp_path / "out.mp4")) == 130
     assert "cancelled" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_ran_out_where_nothing_could_be_given_up_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(arguments: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(train_command, "run", train)
+    assert main(["train", "--data", "clips", "--out", "model"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "Memory ran out (CUDA out of memory" in line
 
 
 def test_help_and_the_parser_need_no_torch() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -28,11 +29,11 @@ POINTS = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
 
 
 def window(template: Template, count: int, width: int, missing: tuple[int, ...] = ()) -> Window:
-    """`count` located frames and the sound of each on the fake GPU."""
+    """`count` located frames and the sound of each."""
     matrix, _ = template.matrix(POINTS)
     frame = np.zeros((160, 144, 3), np.uint8)
     frames = [LocatedFrame(frame, None if i in missing else matrix, 1.0) for i in range(count)]
-    return Window(frames, torch.empty(count, 50, width, device=DEVICE))
+    return Window(frames, torch.empty(count, 50, width))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,41 @@ def test_a_window_from_frames_to_frames(dtype: torch.dtype, parity: bool, passes
             finished = generator.paste(located[i], faces[i])
             assert finished.shape == (160, 144, 3) and finished.dtype == np.uint8
     assert {"align", "encode", "denoise", "decode", "paste"} <= set(runtime.seconds)
+
+
+@pytest.mark.parametrize("gigabytes", [12, 80])
+def test_nothing_is_asked_of_the_gpu_outside_of_guarded_calls(gigabytes: int) -> None:
+    """Where it would not be tried again."""
+    info, template, guarded, outside = card(gigabytes), Template(64), [False], []
+    with fake_gpu(gigabytes) as memory:
+        runtime = Runtime(plan_for(info), info)
+        bundle = loaded(networks("tiny"), torch.float16)
+        batches, count = runtime.batches, memory._count
+
+        def watched(items: Any, call: Any, **how: Any) -> Any:
+            def inside(some: list[Any]) -> Iterator[Any]:
+                guarded[0] = True
+                results = iter(call(some))
+                for result in results:
+                    guarded[0] = False
+                    yield result
+                    guarded[0] = True
+                guarded[0] = False
+
+            return batches(items, inside, **how)
+
+        def counted(storage: torch.UntypedStorage) -> None:
+            before = memory.now
+            count(storage)
+            if memory.now > before and not guarded[0]:
+                outside.append(storage.nbytes())
+
+        with patch.object(runtime, "batches", watched), patch.object(memory, "_count", counted):
+            generator = WindowGenerator(bundle, runtime, SyncOptions(steps=2, resolution=64), template)
+            windows = [window(template, 16, bundle.config.unet["cross_attention_dim"]) for _ in range(2)]
+            for located, face in zip(windows[0].frames, generator.synthesize(windows), strict=False):
+                generator.paste(located, face)
+        assert outside == [] and memory.peak > 0
 
 
 def test_a_mistaken_device_or_dtype_does_raise() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from latentsync_memsafe.memsafe.device import GIB
-from latentsync_memsafe.memsafe.latent_cache import LatentCache, content_key, difference, module_key
+from latentsync_memsafe.memsafe.latent_cache import RECENT, LatentCache, content_key, difference, module_key
 from latentsync_memsafe.memsafe.pressure import PressureWatch, Thresholds
 
 
@@ -68,28 +68,54 @@ def test_a_network_is_known_by_its_weights_wherever_they_lie_in_memory() -> None
 
 @given(
     limit=st.integers(0, 60),
-    calls=st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 25)), max_size=40),
+    calls=st.lists(
+        st.tuples(st.sampled_from(["put", "get", "run"]), st.integers(0, 9), st.integers(0, 25)), max_size=60
+    ),
 )
 @settings(max_examples=300, deadline=None)
-def test_the_longest_unused_go_first_as_in_a_plain_twin(
-    limit: int, calls: list[tuple[bool, int, int]]
-) -> None:
-    cache, twin = LatentCache(limit), OrderedDict[bytes, int]()
-    for is_put, name, size in calls:
+def test_what_goes_first_is_that_of_a_plain_twin(limit: int, calls: list[tuple[str, int, int]]) -> None:
+    cache, twin, used = LatentCache(limit), OrderedDict[bytes, int](), set[bytes]()
+    for call, name, size in calls:
         key = bytes([name])
-        if is_put:
+        if call == "run":
+            cache.begin_run()
+            used.clear()
+        elif call == "put":
             cache.put(key, torch.full((size,), name, dtype=torch.uint8))
             twin.pop(key, None)
+            used.discard(key)
             if size <= limit:
+                while sum(twin.values()) + size > limit:
+                    by_use = list(twin)
+                    all_of_this_run = by_use[0] in used
+                    gone = by_use[-RECENT - 1] if all_of_this_run and len(by_use) > RECENT else by_use[0]
+                    del twin[gone]
+                    used.discard(gone)
                 twin[key] = size
-                while sum(twin.values()) > limit:
-                    twin.popitem(last=False)
+                used.add(key)
         else:
             held = cache.get(key)
             assert (None if held is None else len(held)) == twin.get(key)
             if held is not None:
                 twin.move_to_end(key)
+                used.add(key)
         assert cache.nbytes == sum(twin.values()) <= limit and len(cache) == len(twin)
+
+
+def test_a_loop_over_more_than_fits_finds_again_what_does() -> None:
+    pictures, room = [picture(seed, side=8) for seed in range(40)], 25
+    cache, encoder = LatentCache(room * picture(0, side=8).float().nbytes), Encoder()
+    for turn in range(3):
+        for one in pictures:
+            cache.encoded([one], encoder)
+        assert cache.hits >= turn * (room - 2 * RECENT)
+    cache.begin_run()
+    others = [picture(seed, side=8) for seed in range(100, 100 + room)]
+    for _ in range(2):  # another video takes the place of the one before
+        before = cache.hits
+        for one in others:
+            cache.encoded([one], encoder)
+    assert cache.hits - before == room
 
 
 def test_a_row_is_kept_without_its_batch_and_as_it_was() -> None:

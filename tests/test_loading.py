@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from latentsync_memsafe.latentsync import loading
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
 from latentsync_memsafe.latentsync.loading import (
@@ -36,6 +37,19 @@ SMALL = ModelConfig(
         "layers_per_block": 1,
     },
 )
+
+
+class Full:
+    """A device on which nothing has room."""
+
+    def __init__(self, real):
+        self.real, self.asked = real, []
+
+    def __call__(self, module, state, path, what, dtype, device):
+        self.asked.append(str(device))
+        if str(device) == "mps":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.36 GiB.")
+        return self.real(module, state, path, what, dtype, device)
 
 
 class NoDetector:
@@ -531,3 +545,15 @@ def test_weights_of_the_right_precision_are_not_copied(small_state, tmp_path):
     assign_weights(unet, state, tmp_path, "the UNet")
     assert {name: tensor.data_ptr() for name, tensor in unet.state_dict().items()} == pointers
     assert not state
+
+
+def test_what_does_not_fit_on_the_device_is_loaded_into_main_memory(tiny_folder, monkeypatch, caplog):
+    full = Full(loading.assign_weights)
+    monkeypatch.setattr(loading, "assign_weights", full)
+    monkeypatch.setattr(loading, "empty_cache", lambda device: full.asked.append(f"emptied {device}"))
+    bundle = load_models(tiny_folder, device="mps", detector=NoDetector())
+    assert full.asked == ["mps", "emptied mps", "cpu", "cpu", "cpu"]
+    assert {str(next(m.parameters()).device) for m in (bundle.unet, bundle.vae, bundle.audio_encoder)} == {
+        "cpu"
+    }
+    assert "do not fit on mps now (CUDA out of memory" in caplog.text

@@ -187,6 +187,18 @@ def test_images_only_where_they_are_wanted_and_fit(
         assert "video output" in first.message or "video or video_path output" in first.message
 
 
+def test_where_memory_has_gone_by_the_end_the_video_is_there(
+    comfy: Any, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pack = comfy
+    answers = iter([2**40, 1])
+    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: next(answers))
+    first, _, path, video, _ = run(pack, pack.comfy_models.SyncModel(networks), output_mode="frames")
+    assert "GiB of memory more" in first.message and path in first.message
+    assert video.get_frame_count() == FRAMES
+    assert [Path(name).name for name in files(tmp_path / "temp")] == [Path(path).name]
+
+
 def test_frames_that_cannot_fit_are_refused_before_anything_is_loaded(
     comfy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,13 @@ def _status(error: BaseException, stop: Stop) -> int:
         # What we print finds no reader any more (`plan | head`) or no room; Python would try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if error.errno == errno.EPIPE else _fail("The disk is full; no summary was printed.")
+    from ...memsafe import Failure, is_oom
+
+    if is_oom(error):  # where nothing could be given up, as in training
+        return _fail(
+            f"Memory ran out ({Failure.of(error).text}); close other programs, or choose smaller settings or a "
+            "device with more memory."
+        )
     raise error
 
 

@@ -55,7 +55,7 @@ class FrameTensor:
 
     def add(self, frame: np.ndarray) -> None:
         """Take the next frame; raises IndexError beyond `count`."""
-        torch.div(torch.from_numpy(frame), 255, out=self._images[self._filled])
+        np.divide(frame, 255, out=self._images[self._filled].numpy(), dtype=np.float32)
         self._filled += 1
 
     @property
