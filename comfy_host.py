@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import comfy.model_management as comfy_memory
@@ -13,7 +14,7 @@ from PIL import Image
 from server import PromptServer
 from torch import nn
 
-from .comfy_models import SyncModel
+from .comfy_models import SyncModel, compute_device
 from .latentsync.errors import MemoryLimitError
 from .latentsync.report import Report
 from .memsafe import Cancelled, Progress, Runtime, probe
@@ -34,7 +35,7 @@ class ComfyHost:
         self._model: SyncModel | None = None
         self._warnings: list[str] = []
         self._runtime: Runtime | None = None
-        self._info = probe(comfy_memory.get_torch_device())
+        self._info = probe(compute_device())
         self._send(Progress("load", 0, None, 0.0, None))
 
     def begin(self, model: SyncModel, runtime: Runtime, warnings: list[str]) -> None:
@@ -87,8 +88,8 @@ class ComfyHost:
             "stage": progress.stage,
             "done": progress.done,
             "total": progress.total,
-            "window": -(-progress.done // size),
-            "windows": None if progress.total is None else -(-progress.total // size),
+            "window": ceil(progress.done / size),
+            "windows": None if progress.total is None else ceil(progress.total / size),
             "rate": round(progress.rate, 3),
             "eta": progress.eta,
             "tier": "" if runtime is None else runtime.plan.tier.value,
@@ -106,7 +107,7 @@ def errors_for_comfy() -> Iterator[None]:
     try:
         yield
     except MemoryLimitError as error:
-        if error.on_host or comfy_memory.is_device_cpu(comfy_memory.get_torch_device()):
+        if error.on_host or comfy_memory.is_device_cpu(compute_device()):
             raise  # it would speak of a GPU, and put what that holds into main memory
         raise comfy_memory.OOM_EXCEPTION(str(error)) from error  # it then unloads the models of other nodes
     except Cancelled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import comfy.model_management as comfy_memory
@@ -48,6 +49,20 @@ def model_roots() -> list[Path]:
     return [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
 
 
+def compute_device() -> torch.device:
+    """The device ComfyUI computes on; the CPU, with a warning, where memsafe does not know it, such as "xpu"."""
+    device = comfy_memory.get_torch_device()
+    if device.type in ("cuda", "mps", "cpu"):
+        return device
+    _warn_of_cpu(device.type)
+    return torch.device("cpu")
+
+
+@cache  # once for each kind
+def _warn_of_cpu(kind: str) -> None:
+    logger.warning("LatentSync runs on cuda, mps or cpu, and ComfyUI on %s; LatentSync uses the CPU.", kind)
+
+
 class LatentSyncNetwork(nn.Module):
     """Carries a network, since ModelPatcher sets attributes such as `device` that some networks define."""
 
@@ -68,7 +83,8 @@ class SyncModel:
     ) -> None:
         self.bundle, self.attention, self.offload = bundle, attention, offload
         self.latents = LatentCache(LATENT_CACHE_BYTES)
-        load, rest = comfy_memory.get_torch_device(), comfy_memory.unet_offload_device()
+        load = compute_device()
+        rest = load if comfy_memory.is_device_cpu(load) else comfy_memory.unet_offload_device()
         self.patchers = {
             network: ModelPatcher(LatentSyncNetwork(network), load_device=load, offload_device=rest)
             for network in (bundle.unet, bundle.vae, bundle.audio_encoder)
@@ -138,7 +154,7 @@ def load_model(
         path, faces = find_model(name, roots), find_faces(roots)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {HOW_TO_GET_IT}") from None
-    device = comfy_memory.get_torch_device()
+    device = compute_device()
     dtype = PRECISIONS[precision] or plan_for(probe(device)).dtype
     with torch.inference_mode(False):
         bundle = load_models(

@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from .comfy_host import ComfyHost, errors_for_comfy
-from .comfy_models import SyncModel, load_default
+from .comfy_models import SyncModel, compute_device, load_default
 from .comfy_video import clip_of, free_name, samples_of, temporary_folder
 from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
@@ -107,7 +107,7 @@ def _options(settings: dict[str, Any]) -> SyncOptions:
 
 def _runtime(settings: dict[str, Any], model: SyncModel, host: ComfyHost) -> Runtime:
     return Runtime.auto(
-        comfy_memory.get_torch_device(),
+        compute_device(),
         memory_mode=settings["memory_mode"],
         vram_limit_gb=settings["vram_limit_gb"] or None,
         dtype=model.dtype,
@@ -171,7 +171,7 @@ def _images(collector: FrameCollector, path: Path) -> tuple[torch.Tensor | None,
 
 def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str, Any]) -> str:
     """What a run with these links and widgets would take, as text; loads nothing."""
-    info = probe(comfy_memory.get_torch_device())
+    info = probe(compute_device())
     if settings["vram_limit_gb"]:
         info = info.limited_to(settings["vram_limit_gb"])
     frames = None if video is None else clip_of(video, DEFAULT_FPS).frames

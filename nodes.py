@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import comfy.model_management as comfy_memory
 from comfy_api.latest import ComfyExtension, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from .comfy_host import ComfyHost, errors_for_comfy
-from .comfy_models import PRECISIONS, load_model, model_roots, register_model_folder
+from .comfy_models import PRECISIONS, compute_device, load_model, model_roots, register_model_folder
 from .comfy_sync import foresee, sync
 from .comfy_video import LazyVideo
 from .latentsync.installed import installed_models
@@ -42,7 +41,7 @@ class LatentSync16MEMSAFE(io.ComfyNode):
     @cached_property
     def device(self) -> DeviceInfo:
         """The GPU, or else the CPU, that ComfyUI computes on."""
-        return probe(comfy_memory.get_torch_device())
+        return probe(compute_device())
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -75,6 +75,8 @@ def _device() -> Check:
         from ..memsafe.device import probe
 
         info = probe()
+    except ValueError as error:  # it says what to do
+        return Check("device", "fail", str(error))
     except Exception as error:  # whatever a broken torch or driver raises is what the user has to read
         return Check("device", "fail", f"torch cannot be used ({_first_line(error)}); reinstall torch")
     if info.kind == "cpu":

@@ -6,9 +6,10 @@ asked for where a failure is mended.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +95,7 @@ class WindowGenerator:
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
         self._buffer: Tensor | None = None  # of decoded faces
+        self._denoised_frames = 0  # of the call of `synthesize` under way
         generated = keep_mask(template.resolution)[0] < 0.5
         self.attention = ModelAttention(  # its `used` says what really ran
             runtime.attention_mode,
@@ -119,24 +121,14 @@ class WindowGenerator:
         """The finished frame; without a face the frame itself, untouched."""
         if face is None or located.matrix is None:
             return located.frame
-        self._settle()
         [finished] = self._runtime.batches([face], lambda _: [self._pasted(located, face)], stage="paste")
         return finished
 
-    def _settle(self) -> None:
-        """Make the masks for the device and the size of faces that are in force, unless that is done."""
-        side, device = self._template.resolution, self._runtime.device
-        drawn = lower_resolution(side) if self._runtime.relief.lower_resolution else side
-        if (drawn, device) == self._settled:
-            return
-
-        def masks(_: object) -> list[tuple[Tensor, Tensor, Tensor]]:
-            alpha, restored = paste_alpha(side).to(self._canvas), keep_mask(side).to(self._canvas)
-            return [(alpha, restored, keep_mask(drawn).to(device))]
-
-        # `_restored`: where the published arithmetic shows the face it was given; `_keep`: what is encoded of it.
-        [(self._alpha, self._restored, self._keep)] = self._runtime.batches([None], masks, stage="paste")
-        self._side, self._settled = drawn, (drawn, device)
+    @property
+    def _side(self) -> int:
+        """Pixels a side of the faces that the networks work on."""
+        side = self._template.resolution
+        return lower_resolution(side) if self._runtime.relief.lower_resolution else side
 
     @property
     def _canvas(self) -> torch.device:
@@ -146,6 +138,17 @@ class WindowGenerator:
         """
         device = self._runtime.device
         return torch.device("cpu") if device.type == "mps" else device
+
+    def _settle(self) -> None:
+        """Make the masks for the device and the size of faces that are in force, unless that is done."""
+        side, drawn, device = self._template.resolution, self._side, self._runtime.device
+        if (drawn, device) == self._settled:
+            return
+        self._alpha = paste_alpha(side).to(self._canvas)
+        # Where the published arithmetic shows the face it was given.
+        self._restored = keep_mask(side).to(self._canvas)
+        self._keep = keep_mask(drawn).to(device)
+        self._settled = drawn, device
 
     def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
         """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
@@ -161,10 +164,10 @@ class WindowGenerator:
 
     def _generate(self, windows: Sequence[Window], aligned: Sequence[Tensor]) -> list[Tensor]:
         """Faces float32 [3, r, r] in about -1..1 for all aligned ones, by what is in force at this moment."""
-        self._settle()
         encoded = iter(self._encode(aligned))
         batches = [batch for window in windows if (batch := self._batch(window, encoded)) is not None]
         denoised: list[Tensor] = [torch.empty(0)] * len(batches)
+        self._denoised_frames = 0
         # Windows of one length share a call; in parity mode the last one may be shorter than the others.
         for length in sorted({batch.audio.shape[1] for batch in batches}):
             chosen = [i for i, batch in enumerate(batches) if batch.audio.shape[1] == length]
@@ -179,6 +182,7 @@ class WindowGenerator:
             )
             for i, sample in zip(chosen, latents, strict=True):
                 denoised[i] = sample[batches[i].present]
+                self._denoised_frames += len(batches[i].present)
         del batches
         return self._decode(torch.cat(denoised))
 
@@ -201,6 +205,7 @@ class WindowGenerator:
         return self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
 
     def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
+        self._settle()
         vae: Any = self._bundle.vae
         dtype = weight_dtype(vae)
         pixels = torch.stack(faces).to(self._canvas).float() / 127.5 - 1
@@ -234,13 +239,20 @@ class WindowGenerator:
         conditioning = torch.cat([batch.conditioning for batch in batches]).to(self._runtime.device)
         audio = torch.cat([batch.audio for batch in batches]).to(self._runtime.device)
         length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
-        parts = zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True)
+        parts = list(zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True))
         unet = self._bundle.unet
+        frames, steps = sum(len(batch.present) for batch in batches), count()
+
+        def before_step() -> None:
+            self._runtime.check_interrupted()
+            done = self._denoised_frames + frames * next(steps) / (self._options.steps * len(parts))
+            self._runtime.report_under_way("sync", done)
+
         with self.attention.applied(unet), self._autocast(unet):
-            latents = torch.cat([self._denoised(*part) for part in parts], dim=2)
+            latents = torch.cat([self._denoised(*part, before_step) for part in parts], dim=2)
         yield from latents.transpose(1, 2).cpu()
 
-    def _denoised(self, conditioning: Tensor, audio: Tensor) -> Tensor:
+    def _denoised(self, conditioning: Tensor, audio: Tensor, before_step: Callable[[], None]) -> Tensor:
         channels = (conditioning.shape[1] - 1) // 2
         return denoise(
             self._bundle.unet,
@@ -251,7 +263,7 @@ class WindowGenerator:
             steps=self._options.steps,
             guidance=self._options.guidance,
             passes=self._runtime.guidance_passes,
-            before_step=self._runtime.check_interrupted,
+            before_step=before_step,
         )
 
     def _decode(self, latents: Tensor) -> list[Tensor]:
@@ -297,6 +309,7 @@ class WindowGenerator:
         return autocast(network, self._runtime.device, self._runtime.plan.dtype)
 
     def _pasted(self, located: LocatedFrame, face: SyncedFace) -> np.ndarray:
+        self._settle()
         pixels = face.pixels.to(self._canvas)
         assert located.matrix is not None
         if not self._options.parity:

@@ -16,13 +16,16 @@ from .video import FrameSource
 
 logger = logging.getLogger(__name__)
 
+_OVERSHOOT = 0.5  # beyond 0 and 1; bicubic and Lanczos resizing leave less
+
 
 class FrameMask:
     """Masks float [h, w] or [n, h, w] in 0..1, over the frames of `source`; 1 lets the generated face show.
 
     One mask holds for all frames, otherwise mask i for source frame i, also when it comes again, and the last
-    one for those after it. Masks of another size are scaled to the frame's. Raises InputError for any other
-    shape, values out of range, or masks that allow no change anywhere.
+    one for those after it. Masks of another size are scaled to the frame's; values a little out of range, as
+    resizing leaves them, are cut off. Raises InputError for any other shape, for values of another range, or for
+    masks that allow no change anywhere.
     """
 
     def __init__(self, masks: np.ndarray, source: FrameSource) -> None:
@@ -32,9 +35,9 @@ class FrameMask:
             )
         self._masks = masks if masks.ndim == 3 else masks[None]
         low, high = float(self._masks.min()), float(self._masks.max())
-        if not 0 <= low <= high <= 1:  # also not for NaN
+        if not -_OVERSHOOT <= low <= high <= 1 + _OVERSHOOT:  # also not for NaN
             raise InputError(f"The mask holds values from {low:g} to {high:g}; expected 0 to 1.")
-        if high == 0:
+        if high <= 0:
             raise InputError(
                 "The mask is 0 everywhere, so that nothing may change; it must be 1 (white) where the face is, "
                 "or be left out."
@@ -57,7 +60,7 @@ class FrameMask:
 
     def _mask(self, number: int) -> np.ndarray:
         if self._last is None or self._last[0] != number:
-            mask = np.ascontiguousarray(self._masks[number], dtype=np.float32)
+            mask = self._masks[number].astype(np.float32).clip(0, 1)
             if mask.shape != (self._height, self._width):
                 mask = cv2.resize(mask, (self._width, self._height), interpolation=cv2.INTER_LINEAR)
             self._last = number, mask

@@ -12,6 +12,7 @@ from .report import Report
 
 FILE = "pace-history.json"
 _TASK = "microseconds per frame, by steps"
+_DENOISING = "of these denoising"  # which alone grows with the steps
 
 
 class Pace:
@@ -31,25 +32,30 @@ class Pace:
         side = options.resolution or config.resolution
         key = pace_key(info, config.name, side, options.guidance > 1)
         computed = report.frames - report.resumed
-        self.remember(key, options.steps, computed, report.total_seconds)
+        denoising = report.seconds.get("denoise", 0.0)
+        self.remember(key, options.steps, computed, report.total_seconds, denoising)
 
-    def remember(self, key: str, steps: int, frames: int, seconds: float) -> None:
-        """Note a run of `frames` frames that took `seconds`."""
+    def remember(self, key: str, steps: int, frames: int, seconds: float, denoising: float) -> None:
+        """Note a run of `frames` frames that took `seconds`, `denoising` of them in the denoiser."""
         if self._history is None or frames < 1 or seconds <= 0:
             return
         # A run of another number of steps says something too, so one entry keeps several.
-        known = dict(self._history.load(key).get(_TASK, {}))
-        known.pop(steps, None)
-        latest = list(known.items())[-7:]
-        self._history.save(key, {_TASK: dict([*latest, (steps, max(1, round(seconds / frames * 1e6)))])})
+        before = self._history.load(key)
+        latest = {}
+        for task, new in ((_TASK, seconds), (_DENOISING, min(denoising, seconds))):
+            others = [(n, known) for n, known in before.get(task, {}).items() if n != steps][-7:]
+            latest[task] = dict([*others, (steps, max(1, round(new / frames * 1e6)))])
+        self._history.save(key, latest)
 
     def seconds_per_frame(self, key: str, steps: int) -> float | None:
-        """As measured with so many steps, or in proportion from the nearest number; None: never measured."""
-        known = self._history.load(key).get(_TASK, {}) if self._history is not None else {}
+        """As measured with so many steps, or foreseen from the nearest number; None: never measured."""
+        entry = self._history.load(key) if self._history is not None else {}
+        known = entry.get(_TASK, {})
         if not known:
             return None
         nearest = min(known, key=lambda measured: abs(measured - steps))
-        return known[nearest] / 1e6 * steps / nearest
+        denoising = entry.get(_DENOISING, {}).get(nearest, known[nearest])
+        return (known[nearest] + denoising * (steps - nearest) / nearest) / 1e6
 
 
 def pace_key(info: DeviceInfo, model: str, resolution: int, guided: bool) -> str:

@@ -41,7 +41,7 @@ class ProgressBar:
         """Move the bar."""
         self._bar.set_description(progress.stage, refresh=False)
         self._bar.total = progress.total
-        self._bar.update(progress.done - self._bar.n)
+        self._bar.update(int(progress.done) - self._bar.n)
 
     def preview(self, frame: np.ndarray) -> None:
         """A terminal shows no pictures."""

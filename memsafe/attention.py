@@ -17,12 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .flex import flex_attend, is_compile_failure, why_not
 from .key_weights import KeyRegion, ScaledAttend, weighted_attend
 from .oom import is_oom
-from .slicing import attend_in_parts, tokens_in_parts
+from .slicing import SCORES_LIMIT, attend_in_parts, tokens_in_parts
 
 logger = logging.getLogger(__name__)
-
-# Scores that `standard` writes out at once: 1 GiB in float32, and as much again for their softmax.
-SCORES_LIMIT = 2**28
 
 
 class AttentionMode(str, Enum):

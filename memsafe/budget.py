@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,8 @@ MARGIN = Fraction(5, 4)
 RESERVE = 0.1  # share of the device that stays free, where no plan states one
 MOST_GROWTH = 2  # a batch is at most this many times the largest one measured
 FAILED = " failed"  # marks, in the history, batches that did not fit, with what was free
+SINCE = " failed since"  # marks those batches with how many of any size have fitted since (see `_is_due`)
+PATIENCE = 16  # batches that fit before one that did not is tried again; a power of two
 
 
 class Task(str, Enum):
@@ -106,15 +108,17 @@ class Budget:
         with self._lock:
             points = dict(self._peaks.get(self._name(task), {}))
             failures = dict(self._peaks.get(self._name(task) + FAILED, {}))
+            since = self._peaks.get(self._name(task) + SINCE, {})
+            again = {batch for batch in failures if _is_due(since.get(batch, 0))}
         most, prior = _MOST[task], self.foreseen(task)
         if points:
-            return largest_fitting(points, room, most, prior, failures)
+            return largest_fitting(points, room, most, prior, failures, again)
         start = self._start(task)
         first = 1 if start is None else start
         if prior is not None:
             fitting = _clamped(room / (MARGIN * prior), most)
             first = fitting if start is None else min(fitting, start)
-        return _below_failures(first, 0, room, failures)
+        return _below_failures(first, 0, room, failures, again)
 
     def foreseen(self, task: Task | str) -> int | None:
         """Bytes of one item by a closed form; None without a model."""
@@ -142,46 +146,66 @@ class Budget:
     def observe(self, task: Task | str, batch: int, peak_bytes: int | None) -> None:
         """Learn that a batch needed `peak_bytes` above what lay on the device before it; None: not measured.
 
-        A lower peak than last time counts by half, so that one outlier is forgotten. Raises ValueError for an
-        unknown task or a batch below 1.
+        A lower peak than last time counts by half, so that one outlier is forgotten. So that a failure is too,
+        its batch is tried again when PATIENCE batches have fitted, and whenever that number has doubled, also
+        where nothing is measured. Raises ValueError for an unknown task or a batch below 1.
         """
         task = _task(task)
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected at least 1.")
-        if peak_bytes is None or peak_bytes <= 0:
-            return
+        peak = max(peak_bytes or 0, 0)
         with self._lock:
+            self._outlive_failures(self._name(task), batch, peak)
+            if not peak:
+                return
             points = self._peaks.setdefault(self._name(task), {})
             before = points.pop(batch, None)
-            points[batch] = peak_bytes if before is None else max(peak_bytes, (before + peak_bytes) // 2)
+            points[batch] = peak if before is None else max(peak, (before + peak) // 2)
             self._changed |= points[batch] != before
             if len(points) > MOST_POINTS:
                 ends = (min(points), max(points))
                 del points[next(known for known in points if known not in ends)]
-            failures = self._peaks.get(self._name(task) + FAILED, {})
-            for failed in [
-                known for known, free in failures.items() if known <= batch and free >= peak_bytes
-            ]:
+
+    def _outlive_failures(self, name: str, batch: int, peak: int) -> None:
+        """After a batch that fitted: forget the failures it proves wrong, and count it for the others."""
+        failures = self._peaks.get(name + FAILED, {})
+        since = self._peaks.setdefault(name + SINCE, {}) if failures else {}
+        for failed, free in list(failures.items()):
+            if failed <= batch and free >= peak:
                 del failures[failed]  # something else was in the way then
+                since.pop(failed, None)
+                self._changed = True
+            elif not _is_due(count := since.get(failed, 0)):
+                since[failed] = count + 1
                 self._changed = True
 
-    def observe_failure(self, task: Task | str, batch: int, free: int | None = None) -> None:
+    def observe_failure(
+        self, task: Task | str, batch: int, free: int | None = None, *, incoming: int = 0
+    ) -> None:
         """Learn that a batch did not fit in `free` bytes (None: what is free now, once its tensors are gone).
 
-        Raises ValueError for an unknown task or a batch below 1.
+        `incoming`: bytes, such as weights, that came to the device with the batch and have left it since. Raises
+        ValueError for an unknown task or a batch below 1.
         """
         task = _task(task)
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected at least 1.")
         if free is None:
-            free = self._ram() if task is Task.FRAMES else self._free()
+            free = (self._ram() if task is Task.FRAMES else self._free()) - incoming
         with self._lock:
-            failures = self._peaks.setdefault(self._name(task) + FAILED, {})
+            name = self._name(task)
+            failures = self._peaks.setdefault(name + FAILED, {})
+            since = self._peaks.setdefault(name + SINCE, {})
+            if _is_due(count := since.get(batch, 0)):
+                since[batch] = count + 1  # it was tried in vain
+                self._changed = True
             if batch > 1 and not any(b <= batch and known >= free for b, known in failures.items()):
-                for weaker in [b for b, known in failures.items() if b >= batch and known <= free]:
+                for weaker in [b for b, known in failures.items() if b > batch and known <= free]:
                     del failures[weaker]
+                    since.pop(weaker, None)
                 failures[batch] = max(free, 1)
                 if len(failures) > MOST_POINTS:
+                    since.pop(max(failures), None)
                     del failures[max(failures)]
                 self._changed = True
 
@@ -226,6 +250,7 @@ def largest_fitting(
     most: int,
     prior: int | None = None,
     failures: Mapping[int, int] = MappingProxyType({}),
+    again: Collection[int] = (),
 ) -> int:
     """The largest batch foreseen to need at most `room` bytes, from 1 to `most`.
 
@@ -234,7 +259,7 @@ def largest_fitting(
     fixed part open. Upwards its share per item, or `prior` with a margin if that is less, bounds the rest;
     downwards nothing does, so one item is next, after which there are two points.
     failures: batch -> free bytes in which it did not fit. Where they contradict the line, half way between
-    them and what worked comes next.
+    them and what worked comes next, or itself one that is to be tried `again`.
     """
     smallest, largest = min(points), max(points)
     most = min(most, MOST_GROWTH * largest)
@@ -250,12 +275,24 @@ def largest_fitting(
     at_no_cost = most if fixed <= room else 1
     fitting = _clamped((room - fixed) / slope, most) if slope else at_no_cost
     worked = max((batch for batch, peak in points.items() if peak <= room), default=0)
-    return _below_failures(fitting, worked, room, failures)
+    return _below_failures(fitting, worked, room, failures, again)
 
 
-def _below_failures(count: int, worked: int, room: int, failures: Mapping[int, int]) -> int:
+def _below_failures(
+    count: int, worked: int, room: int, failures: Mapping[int, int], again: Collection[int]
+) -> int:
     failed = min((batch for batch, free in failures.items() if free >= room), default=None)
-    return count if failed is None or count < failed else max((worked + failed) // 2, 1)
+    if failed is None or count < failed:
+        return count
+    return failed if failed in again else max((worked + failed) // 2, 1)
+
+
+def _is_due(since: int) -> bool:
+    """Whether a batch that failed is to be tried again, when so many have fitted since; counting waits until then.
+
+    At powers of two, so that where it keeps failing, n batches that fit have it fail O(log n) times.
+    """
+    return since >= PATIENCE and since & (since - 1) == 0
 
 
 def _clamped(count: Fraction | int, most: int) -> int:

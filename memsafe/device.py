@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from .capability import fast_types, fp16_works, has_kernels
 from .cgroup import cgroup_limits
 
 GIB = 2**30
@@ -37,6 +38,7 @@ class DeviceInfo:
     cpu_count: int  # processors this process may use
     index: int | None = None  # which of several GPUs; None: the only one, or torch's current one
     fp8: bool = False  # native float8 matrix products
+    fp16: bool = True  # float16 gives right results
     allocated: int = 0  # held by this process's tensors on the device when it was probed; not free
     disk_free: int | None = None  # of the folder that was asked about, or the temporary one; None: unknown
     nvml: tuple[int, int] | None = (
@@ -76,7 +78,7 @@ def probe(device: str | torch.device | None = None, *, folder: Path | None = Non
     """Look at `device` ("cuda", "cuda:1", "mps", "cpu"), or at the best there is.
 
     `folder`: where a run would write; its free disk is told, or else the temporary folder's. Raises
-    ValueError for a device that torch cannot use.
+    ValueError for a device that torch cannot use, or has no kernels for.
     """
     try:
         wanted = torch.device(device) if device is not None else _best_device()
@@ -131,7 +133,12 @@ def _probe_cuda(index: int | None, host: DeviceInfo) -> DeviceInfo:
     cached = torch.cuda.memory_reserved(index) - allocated
     # ROCm numbers architectures its own way, which must not be taken for a compute capability.
     capability = None if torch.version.hip else (properties.major, properties.minor)
-    bf16, fp8 = _arithmetic(capability, getattr(properties, "gcnArchName", ""))
+    if capability is not None and not has_kernels(capability, built := torch.cuda.get_arch_list()):
+        raise ValueError(
+            f"{properties.name} (cuda:{index}) has compute capability {capability[0]}.{capability[1]}, but this torch "
+            f"has kernels for {', '.join(built)} only; install a torch built for this GPU, or use cpu."
+        )
+    bf16, fp8 = fast_types(capability, getattr(properties, "gcnArchName", ""))
     return replace(
         host,
         kind="cuda",
@@ -142,19 +149,9 @@ def _probe_cuda(index: int | None, host: DeviceInfo) -> DeviceInfo:
         capability=capability,
         bf16=bf16,
         fp8=fp8,
+        fp16=fp16_works(capability, properties.name),
         allocated=allocated,
         nvml=nvml,
-    )
-
-
-def _arithmetic(capability: tuple[int, int] | None, architecture: str) -> tuple[bool, bool]:
-    """(bf16, fp8) in hardware, of an NVIDIA compute capability or an AMD architecture ("gfx942:...")."""
-    if capability is not None:
-        # torch.cuda.is_bf16_supported() also counts emulation, which is slower than fp16 on those cards.
-        return capability >= (8, 0), capability >= (8, 9)
-    return (
-        not architecture.startswith(("gfx8", "gfx900", "gfx906")),
-        architecture.startswith(("gfx94", "gfx95", "gfx12")),
     )
 
 

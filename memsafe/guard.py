@@ -79,7 +79,7 @@ class Guard:
             growth=self._growth(workload),
             state=self._taken,
         )
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, tuple[Task, Callable[[], int]]] = {}  # of stages, and what comes with a batch
         self._peak = 0  # bytes on the device, of the run so far
         self.pressure = self._watch()
         self.recovery = Recovery(
@@ -108,7 +108,7 @@ class Guard:
         task: whose budget decides how many at a time, at most `size`; None: always `size`.
         """
         if task is not None:
-            self._tasks[stage] = task
+            self._tasks[stage] = task, incoming
 
         def measured(batch: list[T]) -> Iterable[R]:
             with inside(), self._measured(task, len(batch)):
@@ -135,8 +135,9 @@ class Guard:
             self._peak = self.peak_memory() or 0
             reset_peak_device_memory(self._device)
         yield
-        if before is not None and task is not None:
-            self.budget.observe(task, batch, (peak_device_memory(self._device) or 0) - before)
+        if task is not None:
+            peak = None if before is None else (peak_device_memory(self._device) or 0) - before
+            self.budget.observe(task, batch, peak)
 
     def _follow_fallbacks(self) -> None:
         """What is measured under a fallback is kept apart from what was without."""
@@ -152,7 +153,8 @@ class Guard:
 
     def _failed(self, stage: str, size: int) -> None:
         if stage in self._tasks:
-            self.budget.observe_failure(self._tasks[stage], size)
+            task, incoming = self._tasks[stage]
+            self.budget.observe_failure(task, size, incoming=incoming())
 
     def _growth(self, workload: Workload) -> Callable[[], int] | None:
         """Batches grow as long as the run takes no more of the device than the plan foresees."""
@@ -173,20 +175,32 @@ class Guard:
             left = free_at_peak(available_memory(info), held, peak_device_memory(device) or 0)
             return left, info.total_memory
 
-        def spilled() -> int:
-            total = card[0] if card is not None else info.total_memory  # which may be the user's cap
-            return shared_spill(total, reserved=reserved_memory(device), used=used_by_all(device))
-
         if device.type != "cuda":
             return PressureWatch(host)
         watch = PressureWatch(
             host,
             on_device,
             # Only Windows' driver puts into main memory what does not fit; asking takes milliseconds.
-            spilled=spilled if os.name == "nt" and card is not None else None,
+            spilled=self._spilled(card[0]) if os.name == "nt" and card is not None else None,
             # Batches fill the device up to the plan's reserve; pressure is what goes beyond.
             thresholds=Thresholds(2 * reserve, reserve, reserve / 2),
             host_thresholds=Thresholds(),
         )
         watch.add("torch's cache", lambda: empty_cache(device), cost=0.5, at=Level.HIGH, pool=Pool.DEVICE)
         return watch
+
+    def _spilled(self, total: int) -> Callable[[], int]:
+        """Gives `shared_spill` of a card of `total` bytes, each time it is looked at from now on."""
+        others = 0
+
+        def look() -> int:
+            nonlocal others
+            used, reserved = used_by_all(self._device), reserved_memory(self._device)
+            if used is None or reserved is None:
+                return 0
+            # What is spilled makes others look smaller, so the most that they were seen to hold is nearest.
+            others = max(others, used - reserved)
+            return shared_spill(total, reserved=reserved, used=used, others=others)
+
+        look()
+        return look

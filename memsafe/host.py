@@ -18,7 +18,7 @@ class Progress:
     """How far a run has come."""
 
     stage: str  # what is being done, one word
-    done: int  # frames finished
+    done: float  # frames finished, and of those under way as many as the work on them amounts to
     total: int | None  # frames in all; None: not known yet
     seconds: float  # since the run began
     eta: float | None  # seconds left, from the pace so far
@@ -33,7 +33,7 @@ class Host(Protocol):
     """What a pipeline needs from the program around it."""
 
     def progress(self, progress: Progress) -> None:
-        """Called after every window and when a stage changes."""
+        """Called between denoising steps, after every window, and when a stage changes."""
 
     def preview(self, frame: np.ndarray) -> None:
         """A finished frame, uint8 [h, w, 3] RGB, once per window."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ _TEXTS = re.compile(
             # out of memory (MPS allocated:" (Comfy-Org/ComfyUI issue 7440). ONNX Runtime: "CUDA failure 2: out
             # of memory ; GPU=0" (hacksider/Deep-Live-Cam issue 584).
             r"out of memory",
+            r"hipErrorOutOfMemory",  # HIP's name for it, which its libraries write
             # torch: "cuDNN error: CUDNN_STATUS_ALLOC_FAILED" (QwenLM/Qwen3-VL issue 151), "CUDA error:
             # CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`" (QwenLM/Qwen3 issue 873), their
             # HIP names, and CUFFT_ALLOC_FAILED.
@@ -40,6 +42,25 @@ _TEXTS = re.compile(
     ),
     re.IGNORECASE,
 )
+# What torch and ONNX Runtime also write when memory runs out, but not only then; a smaller batch is worth a try.
+_AMBIGUOUS = re.compile(
+    "|".join(
+        [
+            # torch tries cuDNN's engines for a convolution (aten/src/ATen/native/cudnn/Conv_v8.cpp: GET, or FIND
+            # when benchmarking) and drops the error of each, memory for its workspace included (pytorch issue
+            # 108645). With cuDNN's older interface the second; ONNX Runtime writes it too.
+            r"unable to find an engine to execute this computation",
+            r"Unable to find a valid cuDNN algorithm to run convolution",
+            # cuDNN has no memory for its handle (haotian-liu/LLaVA issue 392), or for loading its kernels
+            # (pytorch issue 81620). What is more than this status has a suffix: _COMPILATION_FAILED and others.
+            r"CUDNN_STATUS_NOT_INITIALIZED",
+            r"CUDNN_STATUS_INTERNAL_ERROR\b",
+            # cuBLAS has none for its handle.
+            r"(?:CU|HIP)BLAS_STATUS_NOT_INITIALIZED\b.*blasCreate",
+        ]
+    ),
+    re.IGNORECASE,
+)
 _OF_THE_HOST = re.compile(r"DefaultCPUAllocator|HOST_ALLOCATION_FAILED|std::bad_alloc|bad allocation")
 
 _CV_NO_MEMORY = -4  # cv2.Error.StsNoMem: "(-4:Insufficient memory) Failed to allocate N bytes"
@@ -55,8 +76,8 @@ _REQUESTED = re.compile(
 def is_oom(error: BaseException) -> bool:
     """Whether an allocation failed, of device or main memory, in this error or in one it was raised from.
 
-    True for torch's and Python's own types, and for errors of torch, ONNX Runtime and OpenCV whose code or
-    text says so. An error of any other kind is none, whatever its text.
+    True for torch's and Python's own types, and for errors of torch, ONNX Runtime, OpenCV and the system whose
+    code or text says so, or may mean it (see `Failure`). An error of any other kind is none, whatever its text.
     """
     return any(_says_so(link) for link in _causes(error))
 
@@ -68,15 +89,16 @@ class Failure:
     text: str  # the first line, for a report
     requested: int | None  # bytes that could not be had, if it says
     on_host: bool  # main memory ran out, not the device's
+    ambiguous: bool = False  # something else may have gone wrong
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Read an error that `is_oom`."""
         said = next(link for link in _causes(error) if _says_so(link))
         text = str(said)
-        on_host = isinstance(said, MemoryError) or _is_cv(said) or _OF_THE_HOST.search(text) is not None
+        on_host = isinstance(said, (MemoryError, OSError)) or _is_cv(said) or bool(_OF_THE_HOST.search(text))
         line = text.strip().partition("\n")[0][:200]
-        return cls(line or type(said).__name__, requested_bytes(text), on_host)
+        return cls(line or type(said).__name__, requested_bytes(text), on_host, not _is_certain(said))
 
 
 def requested_bytes(text: str) -> int | None:
@@ -89,13 +111,22 @@ def requested_bytes(text: str) -> int | None:
 
 
 def _says_so(error: BaseException) -> bool:
+    return _is_certain(error) or (_is_typed(error) and _AMBIGUOUS.search(str(error)) is not None)
+
+
+def _is_certain(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     if _is_cv(error):
         return getattr(error, "code", None) == _CV_NO_MEMORY
+    return _is_typed(error) and _TEXTS.search(str(error)) is not None
+
+
+def _is_typed(error: BaseException) -> bool:
     # The types of ONNX Runtime derive from Exception; it need not be installed to recognise them.
-    typed = isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] == "onnxruntime"
-    return typed and _TEXTS.search(str(error)) is not None
+    return isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] == "onnxruntime"
 
 
 def _is_cv(error: BaseException) -> bool:

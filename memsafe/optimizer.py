@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from .budget import Budget, Task
 from .costs import ModelShape, VideoShape, shape_of
-from .device import GIB, probe
+from .device import GIB
 from .history import default_history_path
-from .plan import RESOLUTION, MemoryMode, MemoryPlan, plan_for
+from .plan import RESOLUTION, MemoryMode, MemoryPlan
+from .request import PlanRequest
 from .runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -40,14 +42,13 @@ class AdaptiveMemoryOptimizer:
         vram_limit_gb: float | None = None,
         history: HistoryPlace = "default",
     ) -> None:
-        info = probe(device)
-        self.info = info if vram_limit_gb is None else info.limited_to(vram_limit_gb)
-        self.memory_mode = MemoryMode(memory_mode)
+        self._request = PlanRequest(device, MemoryMode(memory_mode), vram_limit_gb)
+        self.info = self._request.look()
         self._history = default_history_path() if history == "default" else history
         self._said = ""
         self.plan: MemoryPlan
         self.budget: Budget
-        self._decide(None, RESOLUTION, VideoShape())
+        self._decide(self._request, None, RESOLUTION, VideoShape())
 
     def get_optimal_batch_size(self, task: Task | str) -> int:
         """Most items of `task` that fit in what is free at this moment; at least 1.
@@ -73,9 +74,10 @@ class AdaptiveMemoryOptimizer:
         """Plan for `pipeline`, set it up by the plan, and return the plan.
 
         video_length: frames; resolution: (height, width) of a frame, pixels. A pipeline with a `runtime` gets
-        one with this plan, and keeps its host and its attention mode; its networks are read from its `bundle`.
-        Of a pipeline in the manner of diffusers, which has its networks as attributes, those of its own memory
-        savers that the plan asks for are switched on; they stay on. Raises ValueError for anything else.
+        one with this plan, which plans every run anew, and keeps its host, its attention mode, and what dtype
+        and offload were asked of `Runtime.auto`; its networks are read from its `bundle`. Of a pipeline in the
+        manner of diffusers, which has its networks as attributes, those of its own memory savers that the plan
+        asks for are switched on; they stay on. Raises ValueError for anything else.
         """
         video = _video(video_length, resolution)
         networks = getattr(pipeline, "bundle", pipeline)
@@ -87,10 +89,12 @@ class AdaptiveMemoryOptimizer:
             )
         config = getattr(networks, "config", None)
         side = getattr(config, "resolution", None) or (max(resolution) if resolution else RESOLUTION)
-        dtype = _dtype(networks)
-        self._decide(shape_of(networks, dtype), side, video, dtype)
-        if ours:
-            before: Runtime = pipeline.runtime
+        request = replace(self._request, dtype=_dtype(networks))
+        before: Runtime | None = pipeline.runtime if ours else None
+        if before is not None:
+            request = _asked(before, request)
+        self._decide(request, shape_of(networks), side, video)
+        if before is not None:
             pipeline.runtime = Runtime(
                 self.plan,
                 self.info,
@@ -98,6 +102,7 @@ class AdaptiveMemoryOptimizer:
                 history=self._history,
                 attention_mode=before.attention_mode,
                 key_weight=before.key_weight,
+                request=request,
             )
         else:
             self._switch_on(pipeline)
@@ -105,14 +110,10 @@ class AdaptiveMemoryOptimizer:
         return self.plan
 
     def _decide(
-        self,
-        shape: ModelShape | None,
-        resolution: int,
-        video: VideoShape,
-        dtype: torch.dtype | None = None,
+        self, request: PlanRequest, shape: ModelShape | None, resolution: int, video: VideoShape
     ) -> None:
         """Choose plan and budget."""
-        self.plan = plan_for(self.info, shape, resolution, video, self.memory_mode, dtype=dtype)
+        self.plan = request.plan(self.info, shape, resolution, video)
         self.budget = Budget(
             self.info, shape, resolution, self.plan.dtype, self._history, plan=self.plan, video=video
         )
@@ -157,7 +158,7 @@ def integrate_adaptive_optimizer(
     resolution: tuple[int, int] | None = None,
     *,
     device: str | torch.device | None = None,
-    memory_mode: MemoryMode | str = MemoryMode.BALANCED,
+    memory_mode: MemoryMode | str | None = None,
     vram_limit_gb: float | None = None,
     history: HistoryPlace = "default",
 ) -> AdaptiveMemoryOptimizer:
@@ -165,13 +166,15 @@ def integrate_adaptive_optimizer(
 
     video_length: frames; resolution: (height, width) of a frame, pixels; the rest as for
     `AdaptiveMemoryOptimizer`, of which see `configure`. device None: that of the pipeline's runtime, and with
-    vram_limit_gb None its limit, if it has one.
+    vram_limit_gb None its limit, if it has one. memory_mode None: the runtime's, or balanced.
     """
     runtime = getattr(pipeline, "runtime", None)
     if device is None and runtime is not None:
         device = runtime.device
         limit = runtime.info.limit
         vram_limit_gb = limit / GIB if vram_limit_gb is None and limit is not None else vram_limit_gb
+    if memory_mode is None:
+        memory_mode = runtime.plan.memory_mode if runtime is not None else MemoryMode.BALANCED
     optimizer = AdaptiveMemoryOptimizer(
         device, memory_mode=memory_mode, vram_limit_gb=vram_limit_gb, history=history
     )
@@ -195,6 +198,14 @@ def _dtype(networks: Any) -> torch.dtype | None:
     unet = getattr(networks, "unet", None)
     parameters = unet.parameters() if isinstance(unet, nn.Module) else iter(())
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+
+
+def _asked(runtime: Runtime, request: PlanRequest) -> PlanRequest:
+    """`request`, which has the dtype of the weights, with what was asked of the runtime besides."""
+    # Weights in float32 are no wish: a card multiplies them in half precision, unless it was asked not to.
+    half = request.dtype if request.dtype is not None and request.dtype.itemsize == 2 else None
+    asked = runtime.request or PlanRequest()
+    return replace(request, dtype=asked.dtype or half, offload=asked.offload)
 
 
 def _try(switch_on: Callable[..., object] | None, **arguments: object) -> None:

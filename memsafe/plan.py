@@ -15,6 +15,11 @@ from .device import GIB, DeviceInfo
 logger = logging.getLogger(__name__)
 
 MOST_WINDOWS = 7  # beyond, temporal attention of a guided 512 px window batch exceeds CUDA's 65,535 blocks
+# torch's kernel that enlarges channels-last pictures refuses to make more elements than an int32 can number, or
+# leaves zeros (diffusers issue 3643, pytorch issue 141831). The denoiser makes the most when it enlarges to the
+# latents' size; in Stable Diffusion's plan those pictures have twice the channels of its first level.
+_MOST_ELEMENTS = 2**31 - 1
+_ENLARGED_WIDTHS = 2
 SLICES = 4  # parts of attention and feed-forward layers where they are computed in parts
 RESOLUTION = 512  # pixels a side, where none is given: the largest the published models were trained at
 
@@ -113,30 +118,35 @@ _SMALLEST = {Tier.DATACENTER: 39.0, Tier.PROFESSIONAL: 19.0, Tier.STANDARD: 9.5,
 _LARGEST = {Tier.PROFESSIONAL: 24.5, Tier.STANDARD: 16.5, Tier.COMPACT: 8.5}
 # A card of which other programs hold more than this share is planned as a smaller one.
 _OTHERS_SHARE = 0.15
-# Below, in GiB, not even the published denoiser alone (2.36 GiB, and what it computes) fits beside a reserve.
+# Below, in GiB, not even the published denoiser alone (2.36 GiB in float16, and what it computes) fits beside a
+# reserve.
 _STREAM_BELOW = 3.9
 
 
 def tier_of(info: DeviceInfo) -> Tier:
     """The tier of a device by the memory this process can have of it; smaller than any tier counts as compact."""
+    return Tier.COMPACT if info.kind == "cpu" else _by_size(_size(info))
+
+
+def _size(info: DeviceInfo) -> float:
+    """GiB of the card as which the device is planned: smaller than it is where others hold much of it."""
+    return min(info.total_memory, info.usable_memory / (1 - _OTHERS_SHARE)) / GIB
+
+
+def _log_size(info: DeviceInfo, tier: Tier) -> None:
+    """Tell of a device that is not of the size of its tier."""
     if info.kind == "cpu":
-        return Tier.COMPACT
-    total = info.total_memory / GIB
-    size = min(total, info.usable_memory / GIB / (1 - _OTHERS_SHARE))
-    tier = _by_size(size)
-    if tier is not _by_size(total):
-        logger.info(
-            "%s: %.1f of %.1f GiB are free; planned as %s.",
-            info.name,
-            info.usable_memory / GIB,
-            total,
-            tier.value,
-        )
-    elif size < _SMALLEST[Tier.COMPACT]:
-        logger.warning("%s has %.1f GiB, less than the 6 GiB the compact tier is made for.", info.name, size)
-    elif size > _LARGEST.get(tier, size):
-        logger.info("%s has %.1f GiB, between two tiers; planned as %s.", info.name, size, tier.value)
-    return tier
+        return
+    total, usable = info.total_memory / GIB, info.usable_memory / GIB
+    if _size(info) < _SMALLEST[Tier.COMPACT]:
+        level, meaning = logging.WARNING, "less than what the compact tier is made for, most of 6 GiB"
+    elif tier is not _by_size(total):
+        level, meaning = logging.INFO, f"planned as {tier.value}"
+    elif total > _LARGEST.get(tier, total):
+        level, meaning = logging.INFO, f"which is between two tiers; planned as {tier.value}"
+    else:
+        return
+    logger.log(level, "%s: %.1f of %.1f GiB can be used; %s.", info.name, usable, total, meaning)
 
 
 def plan_for(
@@ -158,6 +168,10 @@ def plan_for(
     """
     mode = MemoryMode(memory_mode)
     tier = tier_of(info)
+    if model is not None:  # without one, the plan is a first one, and another follows
+        _log_size(info, tier)
+    dtype = _dtype(info) if dtype is None else dtype
+    too_small = _STREAM_BELOW * GIB * dtype.itemsize / torch.float16.itemsize
     row = _TABLE[max(_ORDER.index(tier) + _SHIFT[mode], 0)]
     small = row is _COMPACT
     ram_budget = int(info.ram_available * _RAM_SHARE[mode])
@@ -165,7 +179,7 @@ def plan_for(
     plan = MemoryPlan(
         tier=tier,
         device=info.device,
-        dtype=_dtype(info) if dtype is None else dtype,
+        dtype=dtype,
         face_batch=row.faces,
         vae_batch=row.vae,
         windows=windows,
@@ -179,7 +193,7 @@ def plan_for(
         feed_forward_slices=SLICES if small else 1,
         vae_tiling=small,
         vae_tile=row.tile,
-        stream_weights=info.kind == "cuda" and model is None and info.usable_memory < _STREAM_BELOW * GIB,
+        stream_weights=info.kind == "cuda" and model is None and info.usable_memory < too_small,
         preallocate=row in _TABLE[2:],
         clear_every=row.clear_every,
         recompute_activations=small,
@@ -187,7 +201,8 @@ def plan_for(
         ram_budget=ram_budget,
     )
     if model is not None:
-        plan = _fitted(plan, info, model, RESOLUTION if resolution is None else resolution)
+        side = RESOLUTION if resolution is None else resolution
+        plan = _fitted(_indexable(plan, model, side), info, model, side)
     return plan if offload is None or info.kind != "cuda" else replace(plan, offload=offload)
 
 
@@ -199,6 +214,15 @@ def _frames(row: _Row, ram_budget: int, window: int, video: VideoShape | None) -
     affordable = ram_budget // 4 // video.frame_bytes
     most = affordable if video.frames is None else min(affordable, -(-video.frames // window) * window)
     return max(min(row.windows, most // window), 1), max(min(row.frames, most), 1)
+
+
+def _indexable(plan: MemoryPlan, model: ModelShape, resolution: int) -> MemoryPlan:
+    """The plan with no more windows than torch can enlarge at once (see `_MOST_ELEMENTS`)."""
+    halves = 2 if plan.guidance_passes == 1 else 1
+    pixels = halves * model.window_frames * (resolution // model.latent_factor) ** 2
+    most = max(_MOST_ELEMENTS // (pixels * _ENLARGED_WIDTHS * model.unet_channels), 1)
+    windows = min(plan.windows, most)
+    return replace(plan, windows=windows, frames_in_flight=windows * model.window_frames)
 
 
 def _fitted(plan: MemoryPlan, info: DeviceInfo, model: ModelShape, resolution: int) -> MemoryPlan:
@@ -266,8 +290,8 @@ def peak_of(plan: MemoryPlan, model: ModelShape, resolution: int) -> int:
 
 
 def _dtype(info: DeviceInfo) -> torch.dtype:
-    """Half precision on GPUs; bfloat16 where the card, whatever is free of it, is a large one that has it."""
-    if info.kind == "cpu":
+    """Half precision on GPUs that have it; bfloat16 where the card, whatever is free of it, is a large one with it."""
+    if info.kind == "cpu" or not info.fp16:
         return torch.float32
     large = _by_size(info.total_memory / GIB) is Tier.DATACENTER
     return torch.bfloat16 if large and info.bf16 else torch.float16

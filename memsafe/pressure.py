@@ -18,6 +18,10 @@ FreeAndTotal = Callable[[], tuple[int, int]]  # bytes
 # Two counters of the driver are not read at the same moment; less than this between them says nothing.
 _SPILL_SLACK = 128 * 2**20
 
+# A card of which more than this part is free has not been full, so nothing was moved away. Windows' driver keeps
+# some of a card free for the desktop.
+_FREE_WHEN_FULL = 0.1
+
 
 class Level(IntEnum):
     """How scarce memory is."""
@@ -190,20 +194,15 @@ def free_at_peak(free: int, reserved: int, peak_allocated: int) -> int:
     return max(free + reserved - peak_allocated, 0)
 
 
-def shared_spill(
-    total: int, *, reserved: int | None = None, used: int | None = None, process_used: int | None = None
-) -> int:
+def shared_spill(total: int, *, reserved: int, used: int, others: int) -> int:
     """Bytes of device allocations that cannot lie on the device, so that the driver keeps them in main memory.
 
     Windows' driver does that instead of failing (its "CUDA sysmem fallback"). total: of the device; reserved:
-    by this process, as torch counts; used: on the device by all processes, as NVML counts; process_used: by
-    this process, as NVML counts. NVML never reports the last one under WDDM (nvmlProcessInfo_t: "not
-    available"), the usual mode on Windows, hence the comparison of the other two: a process cannot hold more
-    on the device than all processes together. Less than 128 MiB counts as 0.
+    by this process, as torch counts; used: on the device by all processes, as NVML counts; others: of that,
+    what torch has not reserved, when there was room for all. NVML does not tell a process's own share under
+    WDDM (nvmlProcessInfo_t: "not available"), the usual mode on Windows. So it is what torch has reserved
+    beyond all that is used, or, on a full card, beyond what the others leave. Less than 128 MiB counts as 0.
     """
-    spilled = 0
-    if process_used is not None:
-        spilled = max(spilled, process_used - total)
-    if reserved is not None:
-        spilled = max(spilled, reserved - (total if used is None else min(used, total)))
+    full = used >= (1 - _FREE_WHEN_FULL) * total
+    spilled = max(reserved - used, reserved + others - total if full else 0)
     return spilled if spilled >= _SPILL_SLACK else 0

@@ -161,20 +161,22 @@ class Recovery:
         logger.info("Memory ran out in %s (%s): %s", retry.stage, retry.action, retry.error)
 
     def _explain(self, stage: str, failure: Failure) -> str:
-        needed = "more memory" if failure.requested is None else f"{_size(failure.requested)} more"
-        had = "than there was"
+        state = []
         if self._pressure is not None:
             pool = Pool.HOST if failure.on_host else self._pressure.main_pool
             name = "main memory" if pool is Pool.HOST else "GPU memory"
             free, total = self._pressure.read().of(pool) or (0, 0)
-            had = f"with {_size(free)} of {_size(total)} of {name} free"
-        tried = ", ".join(["one item at a time", *(rung.name for rung in self._taken)])
+            state = [f"with {_size(free)} of {_size(total)} of {name} free"]
+        tried = ", ".join(["even with one item at a time", *(rung.name for rung in self._taken)])
         # The last permissions cost the picture less than the first one does.
         options = [*(f"{name}=True" for name in self._ladder.denied(stage)[-2:]), *self._advice][:2]
-        return (
-            f"Memory ran out in {stage}: it needed {needed}, {had}, even with {tried}. "
-            f"Try {' or '.join(options)}."
-        )
+        advice = f"Try {' or '.join(options)}"
+        if failure.ambiguous:  # the library's own words are what can be looked up
+            what = ", ".join([failure.text.rstrip("."), *state, tried])
+            return f"Memory may have run out in {stage}: {what}. {advice}, or another version of torch or the driver."
+        needed = "more memory" if failure.requested is None else f"{_size(failure.requested)} more"
+        what = ", ".join([f"it needed {needed}", *(state or ["than there was"]), tried])
+        return f"Memory ran out in {stage}: {what}. {advice}."
 
 
 def starting_over(call: Callable[[], T]) -> T:

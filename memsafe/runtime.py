@@ -16,14 +16,15 @@ from torch import nn
 
 from .attention import AttentionMode
 from .budget import Task
-from .device import DeviceInfo, empty_cache, peak_host_memory, probe, reset_peak_device_memory, synchronize
+from .device import DeviceInfo, empty_cache, peak_host_memory, reset_peak_device_memory, synchronize
 from .guard import Guard, Workload
 from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
 from .ladder import Action, Relief
-from .plan import SLICES, MemoryMode, MemoryPlan, plan_for
+from .plan import SLICES, MemoryMode, MemoryPlan
 from .precision import in_float32
 from .pressure import PressureWatch
+from .request import PlanRequest
 from .residency import Residency
 from .transfers import Transfers
 
@@ -38,7 +39,8 @@ class Runtime:
 
     history: file that keeps measured batches for the next run; None: nothing is kept. attention_mode: by which
     kernels the denoiser's attentions run. key_weight: how often the keys in the model's region of interest count;
-    1 is the trained model, None the mode's default. Raises ValueError for an unknown mode.
+    1 is the trained model, None the mode's default. request: by which every run is planned anew; None: all keep
+    this plan. Raises ValueError for an unknown mode.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Runtime:
         history: Path | None = None,
         attention_mode: AttentionMode | str = AttentionMode.FLASH,
         key_weight: float | None = None,
+        request: PlanRequest | None = None,
     ) -> None:
         self.plan = plan
         self.info = info
@@ -58,10 +61,11 @@ class Runtime:
         self.attention_mode = AttentionMode(attention_mode)
         self.key_weight = self.attention_mode.default_weight if key_weight is None else key_weight
         self._history = history
-        self._refit: Callable[[Workload], tuple[DeviceInfo, MemoryPlan]] | None = None
+        self.request = request
         self._residency = _residency(plan, info, self.host)
         self._undo = ExitStack()  # of what a fallback has changed for the current run
         self._finished = 0  # frames of the current run
+        self._reported: tuple[int, int | None] = (0, None)  # frames done, in all
         self._guard = self._new_guard(Workload(), history=None)
         self._started = time.monotonic()
 
@@ -84,27 +88,17 @@ class Runtime:
         memory of its own, `offload` replace the plan's; the rest as for a Runtime. Raises ValueError for an
         unusable device, a limit that is no size, or an unknown mode.
         """
-
-        def look() -> DeviceInfo:
-            info = probe(device)
-            return info if vram_limit_gb is None else info.limited_to(vram_limit_gb)
-
-        def fitted(workload: Workload) -> tuple[DeviceInfo, MemoryPlan]:
-            info = look()
-            shape, side, video = workload.shape, workload.resolution, workload.video
-            return info, plan_for(info, shape, side, video, memory_mode, dtype=dtype, offload=offload)
-
-        info = look()
-        runtime = cls(
-            plan_for(info, memory_mode=memory_mode, dtype=dtype, offload=offload),
+        request = PlanRequest(device, memory_mode, vram_limit_gb, dtype, offload)
+        info = request.look()
+        return cls(
+            request.plan(info),
             info,
             host,
             history=default_history_path(),
             attention_mode=attention_mode,
             key_weight=key_weight,
+            request=request,
         )
-        runtime._refit = fitted
-        return runtime
 
     @property
     def device(self) -> torch.device:
@@ -149,8 +143,9 @@ class Runtime:
     @contextmanager
     def run(self, workload: Workload = Workload()) -> Iterator[None]:  # noqa: B008 - frozen
         """One run: clock, stage times, peaks and fallbacks start anew; what was measured is kept on leaving."""
-        if self._refit is not None:
-            self.info, self.plan = self._refit(workload)
+        if self.request is not None:
+            self.info = self.request.look()
+            self.plan = self.request.plan(self.info, workload.shape, workload.resolution, workload.video)
         planned = self.plan
         self._residency = _residency(planned, self.info, self.host)
         if planned.offload:
@@ -242,7 +237,16 @@ class Runtime:
             raise Cancelled
 
     def report_progress(self, stage: str, done: int, total: int | None) -> None:
-        """Tell the host how far the run has come."""
+        """Tell the host how far the run has come, in frames."""
+        self._reported = done, total
+        self._tell(stage, done, total)
+
+    def report_under_way(self, stage: str, frames: float) -> None:
+        """Tell the host that work on frames which are not done yet amounts to so many of them."""
+        done, total = self._reported
+        self._tell(stage, done + frames, total)
+
+    def _tell(self, stage: str, done: float, total: int | None) -> None:
         seconds = self.elapsed
         eta = seconds / done * (total - done) if done and total is not None else None
         self.host.progress(Progress(stage, done, total, seconds, eta))
@@ -271,7 +275,7 @@ class Runtime:
 
     def _own_fallbacks(self, workload: Workload) -> Mapping[str, Action | None]:
         """What a runtime can give up by itself: the place of the weights, and at last the device."""
-        if self.device.type in ("cpu", "mps"):  # an Apple GPU's memory is main memory: nothing to leave
+        if self.device.type == "cpu":
             return {}
 
         def offload() -> bool:
@@ -288,11 +292,14 @@ class Runtime:
                 self._undo.enter_context(in_float32(network, self.device))
             return True
 
-        return {"offload": offload, "stream_weights": stream_weights, "cpu": cpu}
+        # An Apple GPU's memory is main memory, so there is none to leave; but a CPU takes larger tensors.
+        places = {} if self.device.type == "mps" else {"offload": offload, "stream_weights": stream_weights}
+        return {**places, "cpu": cpu}
 
 
 def _residency(plan: MemoryPlan, info: DeviceInfo, host: Host) -> Residency:
     # What leaves the device is page-locked as far as main memory allows, so that it comes back while the device
-    # works; half of that memory stays for everything else.
-    transfers = Transfers(plan.device, pin_limit=max(0, info.ram_available // 2 - plan.ram_budget))
+    # works: with the frames, which take at most half of it, up to half, and at least a quarter by itself.
+    pin_limit = max(info.ram_available // 2 - plan.ram_budget, info.ram_available // 4)
+    transfers = Transfers(plan.device, pin_limit)
     return Residency(plan.device, plan.offload, plan.stream_weights, transfers, host.reserve)

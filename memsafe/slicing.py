@@ -8,6 +8,12 @@ from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# Scores that may be written out at once, where they are; but one head at least, which at 512 px has twice as many.
+# Each takes 9 bytes, measured: in float32, also for half precision, and as much again for its softmax. With so few
+# the live tensors of a window of 1.6 are what `costs.UNET_PLANES` foresees or up to 110 MiB more, counted under fake
+# tensors at 256 and 512 px; with 2**28 they were up to 2 GiB more. On a CPU both take as long, measured.
+SCORES_LIMIT = 2**23
+
 
 def attend_in_parts(attend: Attend, query: Tensor, key: Tensor, value: Tensor, parts: int) -> Tensor:
     """`attend` on [batch, heads, n, d] tensors in at least `parts` parts over batch and heads.

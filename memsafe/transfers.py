@@ -33,7 +33,8 @@ class Transfers:
 
     pin_limit: bytes of main memory that may be page-locked. Only from there does CUDA copy while it computes;
     with other memory it is as right, but nothing overlaps. Page-locked memory replaces what the weights were
-    in, which costs that much if they were pages of a mapped file, and stays until they are gone.
+    in, which costs that much if they were pages of a mapped file. When they are gone, torch keeps it for later
+    page-locked tensors, until the process ends.
     """
 
     def __init__(self, device: torch.device, pin_limit: int = 0) -> None:

@@ -3,6 +3,7 @@
 Every error pins a tensor through its traceback, as real ones do; the next call fails the test if it is alive.
 """
 
+import errno
 import gc
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -47,6 +48,16 @@ def _caused(cause: Exception) -> Exception:
     return error
 
 
+AMBIGUOUS = (
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`",
+)
+
 KINDS: Mapping[str, Callable[[], Exception]] = {
     "torch": lambda: torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 6.00 GiB of which 1.50 GiB "
@@ -68,6 +79,7 @@ KINDS: Mapping[str, Callable[[], Exception]] = {
     "hipBLAS": lambda: RuntimeError(
         "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"
     ),
+    "HIP library": lambda: RuntimeError("hipMalloc failed: hipErrorOutOfMemory"),
     "MIOpen": lambda: RuntimeError(
         "MIOpen Error: handlehip.cpp:70: Memory not available to allocate buffer: 655360000"
     ),
@@ -80,6 +92,7 @@ KINDS: Mapping[str, Callable[[], Exception]] = {
         "tried to allocate 26214400 bytes."
     ),
     "Python": lambda: MemoryError(),
+    "system": lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
     "numpy": _numpy_error,
     "OpenCV": _cv_error,
     "ONNX arena": lambda: _onnx_error(
@@ -92,6 +105,7 @@ KINDS: Mapping[str, Callable[[], Exception]] = {
     "ONNX cuBLAS": lambda: _onnx_error("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"),
     "ONNX CPU": lambda: _onnx_error("Non-zero status code returned while running Conv node. bad allocation"),
     "cause": lambda: _caused(torch.OutOfMemoryError("CUDA out of memory.")),
+    **{text: lambda text=text: RuntimeError(text) for text in AMBIGUOUS},
 }
 
 

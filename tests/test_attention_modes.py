@@ -4,11 +4,13 @@ import logging
 import math
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves
 
 from latentsync_memsafe.latentsync.config import ModelConfig
@@ -17,6 +19,7 @@ from latentsync_memsafe.latentsync.models.attention import Attention, FeedForwar
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.memsafe import attention
 from latentsync_memsafe.memsafe.attention import AttentionMode, ModelAttention
+from latentsync_memsafe.memsafe.costs import UNET_PLANES
 from latentsync_memsafe.memsafe.key_weights import KeyRegion, weighted_attend
 
 from small_models import tiny_unet
@@ -336,6 +339,53 @@ def test_standard_limits_the_scores_it_writes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(attention, "SCORES_LIMIT", 2**28)
     assert peak < held(run, model, query, key, value) / 3
     torch.testing.assert_close(run_attention(run, model, query, key, value), want)
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
+    """As PyTorch's math backend does for half precision: all in float32, the scores and their softmax apart."""
+    root = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    dtype, query, key, value = query.dtype, query.float(), key.float(), value.float()
+    scores = torch.softmax(torch.matmul(query * root, key.transpose(-1, -2) * root), -1)
+    return torch.matmul(scores, value).to(dtype)
+
+
+@pytest.mark.parametrize("mode", ["standard", "flash"])
+def test_scores_that_are_written_out_are_within_what_is_planned(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a guided window at 512 px; `flash` where there is no fused kernel, as on some AMD cards, within 5 %."""
+    monkeypatch.setattr(models_attention, "_may_write_scores", lambda device: mode == "flash")
+    monkeypatch.setattr(models_attention, "_has_fused_kernel", lambda *_: False)
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(ModelConfig.published("1.6").unet)
+    with (
+        fake_gpu() as memory,
+        patch.object(F, "scaled_dot_product_attention", written_out),
+        torch.inference_mode(),
+        ModelAttention(mode).applied(unet),
+    ):
+        with_fake_weights(unet, torch.float16)
+        weights = memory.peak = memory.now
+        unet(
+            torch.empty(2, 13, 16, 64, 64, dtype=torch.float16, device=DEVICE),
+            torch.empty((), dtype=torch.int64, device=DEVICE),
+            torch.empty(2, 16, 50, 384, dtype=torch.float16, device=DEVICE),
+        )
+    planned = UNET_PLANES * 320 * 2 * 16 * 64**2 * torch.float16.itemsize
+    assert memory.peak - weights <= planned * (1 if mode == "standard" else 1.05)
+
+
+@pytest.mark.parametrize(("backend", "calls"), [(SDPBackend.MATH, 4), (SDPBackend.FLASH_ATTENTION, 1)])
+def test_amd_cards_with_a_fused_kernel_take_all_heads_at_once(
+    backend: SDPBackend, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_: backend.value)
+    monkeypatch.setattr(models_attention, "SCORES_LIMIT", 64 * 64)
+    with fake_gpu(), patch.object(F, "scaled_dot_product_attention", Mock(side_effect=written_out)) as plain:
+        query, key, value = (torch.empty(1, 4, 64, 40, device=DEVICE) for _ in "qkv")
+        assert scaled_dot_product(query, key, value).shape == query.shape
+    assert plain.call_count == calls
 
 
 class CpuAllocations(Allocations):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentsync_memsafe.memsafe import Budget, ModelShape, VideoShape, history, plan_for
-from latentsync_memsafe.memsafe.budget import MARGIN, MOST_GROWTH, Task, largest_fitting
+from latentsync_memsafe.memsafe.budget import MARGIN, MOST_GROWTH, PATIENCE, Task, largest_fitting
 from latentsync_memsafe.memsafe.history import History, default_history_path
 
 from cards import GIB, card
@@ -245,6 +245,57 @@ def test_a_failure_that_proves_wrong_is_forgotten() -> None:
     assert (before, one.get_optimal_batch_size("vae_decode")) == (8, 6)
     one.observe("vae_decode", 8, 4 * GIB)
     assert one.get_optimal_batch_size("vae_decode") == 16
+
+
+class Machine:
+    """A card on which batches are halved until they fit, over several runs that share a history.
+
+    fits: whether a batch does, when so many have fitted before.
+    """
+
+    def __init__(self, path: Path, fits: Callable[[int, int], bool]) -> None:
+        self.path, self.fits = path, fits
+        self.fitted = 0
+        self.failed: list[tuple[int, int]] = []  # batches, and how many had fitted before
+
+    def run(self, batches: int = 50, *, measured: bool = True) -> list[int]:
+        """The sizes that were answered."""
+        one, answers = budget(17 * GIB, self.path, planned=True), []
+        for _ in range(batches):
+            batch = one.get_optimal_batch_size("vae_decode")
+            answers.append(batch)
+            while not self.fits(batch, self.fitted):
+                one.observe_failure("vae_decode", batch)
+                self.failed.append((batch, self.fitted))
+                batch //= 2
+            one.observe("vae_decode", batch, batch * GIB // 4 if measured else None)
+            self.fitted += 1
+        one.save()
+        return answers
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_failure_that_passes_is_forgotten(tmp_path: Path, measured: bool) -> None:
+    """Where nothing is measured too."""
+    expected = Machine(tmp_path / "calm", lambda batch, fitted: True).run(measured=measured)
+    machine = Machine(tmp_path / "peaks", lambda batch, fitted: fitted > 0 or batch < 8)
+    assert max(machine.run(10, measured=measured)[1:]) < 8
+    for _ in range(3):
+        answers = machine.run(measured=measured)
+    assert machine.failed == [(8, 0)] and answers[-1] == expected[-1] >= 8
+
+
+def test_a_batch_that_never_fits_is_tried_ever_less_often(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "peaks", lambda batch, fitted: batch < 10)
+    answers = machine.run()
+    for _ in range(20):
+        before = len(machine.failed)
+        answers = machine.run()
+        assert len(machine.failed) <= before + 1 and set(answers) <= {9, 10}
+    tries = [fitted for batch, fitted in machine.failed if batch == 10]
+    # A try in vain counts like a batch that fitted.
+    assert [fitted - tries[0] for fitted in tries[1:]] == [PATIENCE * 2**k - k for k in range(len(tries) - 1)]
+    assert len(tries) == 8  # of 1050
 
 
 def test_an_outlier_is_forgotten() -> None:

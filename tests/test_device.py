@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from latentsync_memsafe.memsafe import device as device_module
 from latentsync_memsafe.memsafe import probe
+from latentsync_memsafe.memsafe.capability import fast_types, has_kernels
 from latentsync_memsafe.memsafe.cgroup import Limits, cgroup_limits
 from latentsync_memsafe.memsafe.device import (
     allocated_memory,
@@ -109,7 +110,65 @@ def test_a_gpu_is_known_by_its_number(two_cards: SimpleNamespace, monkeypatch: p
 def test_arithmetic_by_generation(
     capability: tuple[int, int] | None, architecture: str, bf16: bool, fp8: bool
 ) -> None:
-    assert device_module._arithmetic(capability, architecture) == (bf16, fp8)
+    assert fast_types(capability, architecture) == (bf16, fp8)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((6, 1), "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", False),  # Pascal, and Volta, with CUDA 13's wheels
+        ((7, 0), "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120 compute_120", False),
+        ((6, 1), "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90", True),  # same major version, lower minor
+        ((8, 9), "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90", True),
+        ((8, 0), "sm_86 sm_90", False),  # same major version, higher minor
+        ((12, 0), "sm_50 sm_80 sm_86 sm_90", False),  # newer than the wheel
+        ((12, 0), "sm_50 sm_80 sm_86 sm_90 compute_90", True),  # which the driver can compile for it
+        ((9, 0), "sm_90a", True),
+        ((10, 3), "sm_100f sm_120a", True),
+        ((6, 1), "", True),
+    ],
+)
+def test_a_gpu_runs_what_was_built_for_it_or_can_be_compiled(
+    capability: tuple[int, int], built: str, runs: bool
+) -> None:
+    assert has_kernels(capability, built.split()) == runs
+
+
+def test_a_gpu_without_kernels_is_refused_in_a_sentence(
+    two_cards: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    assert probe("cuda").name == "second"
+    with pytest.raises(ValueError) as error:
+        probe("cuda:0")
+    assert str(error.value) == (
+        "first (cuda:0) has compute capability 7.5, but this torch has kernels for sm_80, sm_90 only; install a torch "
+        "built for this GPU, or use cpu."
+    )
+    monkeypatch.setattr(torch.version, "hip", "6.2")  # whose list names other architectures
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx90a", "sm_80"])
+    assert probe("cuda:0").capability is None
+
+
+@pytest.mark.parametrize(
+    ("name", "works"),
+    [
+        *((f"NVIDIA GeForce GTX {name}", False) for name in ("1660 SUPER", "1650 Ti", "1630")),
+        *(
+            (f"NVIDIA {name}", False)
+            for name in ("GeForce MX450", "T1000 8GB", "T600 Laptop GPU", "CMP 30HX")
+        ),
+        ("Quadro T2000", False),
+        *((f"NVIDIA {name}", True) for name in ("GeForce RTX 2060", "TITAN RTX", "Quadro RTX 5000")),
+        ("Tesla T4", True),
+    ],
+)
+def test_turing_cards_without_tensor_cores_have_no_float16(
+    two_cards: SimpleNamespace, name: str, works: bool
+) -> None:
+    two_cards.cards[0].name = name
+    assert probe("cuda:0").fp16 is works
+    assert probe("cuda:1").fp16
 
 
 def test_an_amd_card_has_no_compute_capability_and_nvml_is_not_asked(

@@ -134,6 +134,14 @@ def test_a_broken_torch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check == Check("device", "fail", "torch cannot be used (driver too old); reinstall torch")
 
 
+def test_a_gpu_that_torch_has_no_kernels_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise ValueError("it has compute capability 6.1; use cpu.")
+
+    monkeypatch.setattr("latentsync_memsafe.memsafe.device.probe", refused)
+    assert report(root)["device"] == Check("device", "fail", "it has compute capability 6.1; use cpu.")
+
+
 def test_little_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=3 * 2**30))

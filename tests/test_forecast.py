@@ -51,10 +51,15 @@ def test_networks_that_are_loaded_count_as_they_are() -> None:
 def test_time_comes_from_earlier_runs_of_the_same_kind() -> None:
     info, video = card(8), VideoShape(1080, 1920, 500)
     assert "not known" in forecast(info, TINY, video).text()
-    Pace().remember(pace_key(info, TINY.name, TINY.resolution, guided=True), 20, frames=100, seconds=50.0)
+    key = pace_key(info, TINY.name, TINY.resolution, guided=True)
+    Pace().remember(key, 20, frames=100, seconds=50.0, denoising=40.0)
     assert forecast(info, TINY, video, steps=20).seconds_per_frame == 0.5
-    assert forecast(info, TINY, video, steps=10).seconds_per_frame == 0.25
+    assert forecast(info, TINY, video, steps=10).seconds_per_frame == pytest.approx(0.1 + 0.2)
     assert "4.2 min" in forecast(info, TINY, video).text()
+    Pace().remember(
+        key, 1, frames=100, seconds=12.0, denoising=2.0
+    )  # a quick try says little of what 4 steps take
+    assert forecast(info, TINY, video, steps=4).seconds_per_frame == pytest.approx(0.1 + 0.08)
     assert forecast(info, TINY, video, guidance=1.0).seconds_per_frame is None
     assert forecast(card(24), TINY, video).seconds_per_frame is None
 
@@ -62,6 +67,6 @@ def test_time_comes_from_earlier_runs_of_the_same_kind() -> None:
 def test_the_pace_of_some_numbers_of_steps_is_kept_and_the_latest_wins() -> None:
     pace = Pace()
     for steps in range(1, 30):
-        pace.remember("key", steps, 10, 10.0 * steps)
-    pace.remember("key", 29, 10, 58.0)
+        pace.remember("key", steps, 10, 10.0 * steps, 10.0 * steps)
+    pace.remember("key", 29, 10, 58.0, 58.0)
     assert pace.seconds_per_frame("key", 29) == 5.8 and pace.seconds_per_frame("key", 28) == 28.0

@@ -1,5 +1,6 @@
 """One run's watch, budget and ladder are those of its plan, its card and its kernels."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
 from latentsync_memsafe.latentsync.workload import workload_of
 from latentsync_memsafe.memsafe import MemoryMode, Runtime, VideoShape, Workload, guard, plan_for, probe
+from latentsync_memsafe.memsafe.budget import Task
 from latentsync_memsafe.memsafe.device import GIB
 from latentsync_memsafe.memsafe.guard import Guard
 from latentsync_memsafe.memsafe.ladder import Ladder, Relief
@@ -59,6 +61,50 @@ def test_a_capped_card_has_not_spilled_what_its_cache_holds_beyond_the_cap(
     ):
         torch_counts.used = used * GIB
         assert Guard(info, plan_for(info), Workload(), Relief()).pressure.read().spilled == spilled * GIB
+
+
+def test_what_other_programs_hold_is_remembered(
+    torch_counts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "os", SimpleNamespace(name="nt"))
+    info = replace(card(8), nvml=(8 * GIB, 6 * GIB))
+    torch_counts.used = 2 * GIB
+    watch = Guard(info, plan_for(info), Workload(), Relief()).pressure
+    for reserved, used, spilled in (
+        (6, 8, 0),
+        (7, 8, 1),  # the card is full, and of these 8 the others had 2
+        (7, 7, 0),  # they have left
+        (4, 8, 0),  # and more have come
+        (7, 8, 3),
+    ):
+        torch_counts.reserved, torch_counts.used = reserved * GIB, used * GIB
+        assert watch.read().spilled == spilled * GIB
+    monkeypatch.setattr(guard, "used_by_all", lambda device: None)  # NVML has failed
+    assert watch.read().spilled == 0
+
+
+@pytest.mark.parametrize("allocated", [0, None])
+def test_weights_that_leave_with_a_failed_batch_were_not_free_for_it(
+    allocated: int | None, torch_counts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where torch does not count; and what fits afterwards is counted there too."""
+    info, torch_counts.free, torch_counts.allocated = card(24), 17 * GIB, allocated
+    monkeypatch.setattr("latentsync_memsafe.memsafe.budget.available_memory", lambda info: torch_counts.free)
+    monkeypatch.setattr(guard, "reset_peak_device_memory", lambda device: None)
+    one = Guard(info, plan_for(info), Workload(), Relief())
+    tried: list[int] = []
+
+    def call(batch: list[int]) -> list[int]:
+        tried.append(len(batch))
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return batch
+
+    inside, incoming = (lambda: nullcontext()), (lambda: 3 * GIB)
+    work = one.batches(range(8), call, inside, incoming, stage="decode", task=Task.VAE_DECODE, size=8)
+    assert list(work) == list(range(8)) and tried == [8, 4, 4]
+    assert one.budget._peaks["vae_decode failed"] == {8: 14 * GIB}
+    assert one.budget._peaks["vae_decode failed since"] == {8: 2}
 
 
 def test_what_other_kernels_take_is_remembered_apart() -> None:

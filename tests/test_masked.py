@@ -50,6 +50,7 @@ def test_a_mask_of_another_size_is_scaled() -> None:
         (np.ones((2, 3, 4, 1), np.float32), r"\[2, 3, 4, 1\]"),
         (np.full((4, 4), 255, np.uint8), "uint8"),
         (np.full((4, 4), 2.0), "values from 2 to 2"),
+        (np.array([[0.5, np.nan]]), "values from nan to nan"),
         (np.full((4, 4), np.nan), "nan"),
         (np.ones((0, 4, 4)), r"\[0, 4, 4\]"),
     ],

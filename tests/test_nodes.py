@@ -287,18 +287,17 @@ def test_cancel_seen_by_the_progress_bar_is_not_swallowed(comfy: Any, networks: 
     assert files(tmp_path / "output") == []
 
 
-def test_the_panel_is_told_of_every_window(comfy: Any, networks: Any) -> None:
+def test_the_panel_is_told_of_every_step_and_window(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
     run(pack, pack.comfy_models.SyncModel(networks))
     assert {(event, page) for event, _, page in fake.messages} == {("latentsync.memsafe.progress", "page")}
     told = [payload for _, payload, _ in fake.messages]
-    assert [p["stage"] for p in told] == ["load", "prepare", "sync", "sync", "done"]
-    assert [(p["done"], p["total"], p["window"], p["windows"]) for p in told[1:]] == [
-        (0, 20, 0, 2),
-        (16, 20, 1, 2),
-        (20, 20, 2, 2),
-        (20, 20, 2, 2),
+    assert [p["stage"] for p in told] == ["load", "prepare", *["sync"] * 6, "done"]
+    assert [(p["done"], p["window"]) for p in told[1:]] == [
+        *((0, 0), (0, 0), (8, 1), (16, 1)),  # two steps of 16 frames
+        *((16, 1), (18, 2), (20, 2), (20, 2)),  # two steps of the last 4
     ]
+    assert {(p["total"], p["windows"]) for p in told[1:]} == {(20, 2)}
     assert told[-1]["file"]["type"] == "output" and told[0]["file"] is None
     assert told[-1]["warnings"] == told[-1]["skipped"] == []
     assert all(p["node"] == "7" and 0 < p["ram"][0] < p["ram"][1] and p["vram"] is None for p in told)

@@ -6,7 +6,7 @@ import torch
 from latentsync_memsafe.memsafe.oom import Failure, is_oom, requested_bytes
 from latentsync_memsafe.memsafe.recovery import OutOfMemory
 
-from faults import KINDS
+from faults import AMBIGUOUS, KINDS
 
 GIB = 2**30
 
@@ -50,8 +50,9 @@ def test_every_kind_of_exhausted_memory_is_recognised(kind: str) -> None:
         RuntimeError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."),
-        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
-        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm(handle, ...)`"),
+        ValueError("GET was unable to find an engine to execute this computation"),
         RuntimeError("Expected all tensors to be on the same device"),
         RuntimeError("shape '[2]' is invalid for input of size 3"),
         _of_cv(-215),
@@ -62,6 +63,15 @@ def test_every_kind_of_exhausted_memory_is_recognised(kind: str) -> None:
 )
 def test_nothing_else_is(error: BaseException) -> None:
     assert not is_oom(error)
+
+
+def test_errors_that_torch_also_raises_for_other_reasons_are_marked() -> None:
+    """They were taken for no OOM once; but it is what torch makes of one inside of cuDNN or cuBLAS."""
+    marked = [kind for kind, make in KINDS.items() if Failure.of(make()).ambiguous]
+    assert marked == list(AMBIGUOUS)
+    assert Failure.of(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR\n at line 5")) == Failure(
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", None, on_host=False, ambiguous=True
+    )
 
 
 def test_the_errors_of_this_machines_libraries_are_recognised() -> None:
@@ -111,6 +121,7 @@ def test_causes_are_looked_through_even_in_a_circle() -> None:
         ("ONNX limit", 20_751_872, False),
         ("ONNX CPU", None, True),
         ("Python", None, True),
+        ("system", None, True),
         ("cuDNN 9", None, False),
         ("cause", None, False),
     ],

@@ -17,6 +17,7 @@ from latentsync_memsafe.memsafe import (
     AdaptiveMemoryOptimizer,
     AttentionMode,
     DeviceInfo,
+    MemoryMode,
     NullHost,
     Runtime,
     Tier,
@@ -25,6 +26,7 @@ from latentsync_memsafe.memsafe import (
     plan_for,
     probe,
 )
+from latentsync_memsafe.memsafe.request import PlanRequest
 
 from cards import GIB, card
 from small_models import tiny_bundle
@@ -42,7 +44,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DeviceInfo]]:
     """The device that is found; the list's only item can be replaced."""
     found = [replace(card(80), index=0)]
-    monkeypatch.setattr(optimizer, "probe", lambda device: found[0])
+    monkeypatch.setattr("latentsync_memsafe.memsafe.request.probe", lambda device: found[0])
     monkeypatch.setattr("latentsync_memsafe.memsafe.budget.available_memory", lambda info: info.free_memory)
     return found
 
@@ -161,15 +163,54 @@ def test_the_pipelines_own_limit_is_kept(gpu: list[DeviceInfo], monkeypatch: pyt
     assert integrate_adaptive_optimizer(pipeline, vram_limit_gb=24).plan.tier is Tier.PROFESSIONAL
 
 
-def test_the_plan_is_for_the_precision_that_the_weights_are_in(gpu: list[DeviceInfo]) -> None:
+def asked(gpu: list[DeviceInfo], **choices: object) -> Runtime:
+    """What `Runtime.auto` makes of these on the device that is found."""
+    request = PlanRequest(gpu[0].device, **choices)
+    info = request.look()
+    return Runtime(request.plan(info), info, request=request)
+
+
+def test_weights_in_float32_are_multiplied_as_before_and_others_as_they_are(gpu: list[DeviceInfo]) -> None:
     bundle = tiny_bundle()
-    pipeline = SimpleNamespace(runtime=Runtime(plan_for(gpu[0]), gpu[0]), bundle=bundle)
-    one = integrate_adaptive_optimizer(pipeline)
-    assert one.plan.dtype is torch.float32 and plan_for(gpu[0]).dtype is torch.bfloat16
-    bundle.unet.to(torch.float16)
-    half = integrate_adaptive_optimizer(pipeline)
-    assert half.plan.dtype is torch.float16
-    assert 2 * half.budget.foreseen("vae_decode") == one.budget.foreseen("vae_decode")
+    gpu[0] = replace(card(12), index=0)
+    pipeline = SimpleNamespace(runtime=asked(gpu), bundle=bundle)
+    assert pipeline.runtime.plan.dtype is torch.float16
+    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.float16
+    bundle.unet.to(torch.bfloat16)
+    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.bfloat16
+    pipeline = SimpleNamespace(runtime=asked(gpu, dtype=torch.float32), bundle=tiny_bundle())
+    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.float32
+    # Nobody multiplies a foreign pipeline's in another dtype.
+    foreign = Diffusers()
+    foreign.unet = tiny_bundle().unet
+    assert integrate_adaptive_optimizer(foreign).plan.dtype is torch.float32
+
+
+def test_what_was_asked_of_the_runtime_before_is_kept(gpu: list[DeviceInfo]) -> None:
+    gpu[0] = replace(card(24), index=0)
+    runtime = asked(gpu, memory_mode="conservative", vram_limit_gb=20, offload=True)
+    pipeline = SimpleNamespace(runtime=runtime, bundle=tiny_bundle())
+    for _ in range(2):  # of what the first one made too
+        plan = integrate_adaptive_optimizer(pipeline, video_length=20).plan
+        assert plan.memory_mode is MemoryMode.CONSERVATIVE and plan.offload
+        assert pipeline.runtime.info.limit == 20 * GIB
+    assert integrate_adaptive_optimizer(pipeline, memory_mode="aggressive").plan.offload
+    assert pipeline.runtime.plan.memory_mode is MemoryMode.AGGRESSIVE
+
+
+def test_every_run_is_planned_anew_by_what_is_there_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = probe("cpu")
+    found = [replace(info, ram_available=8 * GIB)]
+    monkeypatch.setattr("latentsync_memsafe.memsafe.request.probe", lambda device: found[0])
+    bundle = tiny_bundle()
+    pipeline = SimpleNamespace(runtime=Runtime(plan_for(info), info), bundle=bundle)
+    one = integrate_adaptive_optimizer(pipeline, memory_mode="conservative")
+    with pipeline.runtime.run():
+        assert pipeline.runtime.plan == one.plan
+    found[0] = replace(info, ram_available=4 * GIB)
+    with pipeline.runtime.run():
+        assert 2 * pipeline.runtime.plan.ram_budget == one.plan.ram_budget
+        assert pipeline.runtime.plan.memory_mode is MemoryMode.CONSERVATIVE
 
 
 def test_long_or_large_video_waits_in_smaller_numbers(gpu: list[DeviceInfo]) -> None:

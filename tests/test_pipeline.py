@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -28,7 +29,7 @@ from latentsync_memsafe.latentsync.errors import (
 )
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, open_video
-from latentsync_memsafe.memsafe import Cancelled, NullHost, Runtime, guard, plan_for, probe
+from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, guard, plan_for, probe
 from latentsync_memsafe.memsafe.stream import Drain
 
 from paths import clip, clip_reference
@@ -262,7 +263,8 @@ def test_frames_wait_for_the_encoder_as_the_plan_of_the_run_says(
     monkeypatch.setattr(latentsync.pipeline, "Drain", Noted)
     pipe = pipeline(networks, encode_ahead=64)
     runtime = pipe.runtime
-    runtime._refit = lambda workload: (runtime.info, replace(runtime.plan, encode_ahead=3))
+    planned = replace(runtime.plan, encode_ahead=3)
+    runtime.request = SimpleNamespace(look=lambda: runtime.info, plan=lambda *_: planned)
     report = pipe.run(scene(20), sound(0.8), tmp_path / "out.mp4", QUICK)
     assert depths == [3] and report.frames == 20
 
@@ -450,3 +452,24 @@ def test_when_main_memory_is_scarce_collected_frames_wait_on_disk(
             images = collector.images()
         assert images is not None and torch.equal(images, torch.from_numpy(plain).float() / 255)
     assert moved == {2**40: False, 1: True} and list(scratch.iterdir()) == []
+
+
+def test_progress_moves_with_every_step_and_never_back(networks: ModelBundle) -> None:
+    seen: list[Progress] = []
+
+    class Watcher(NullHost):
+        def progress(self, progress: Progress) -> None:
+            seen.append(progress)
+
+    steps, count = 4, 40  # windows of 16, 16 and 8
+    plan = {"windows": 1, "frames_in_flight": 16}
+    synced = pipeline(networks, host=Watcher(), **plan).stream(
+        scene(count), sound(count / 25), SyncOptions(steps=steps, resolution=64)
+    )
+    frames_of(synced)
+    done = [progress.done for progress in seen]
+    assert [progress.stage for progress in seen] == ["prepare"] + ["sync"] * (len(seen) - 1)
+    assert done == sorted(done) and {progress.total for progress in seen} == {count}
+    windows = ((0, 16), (16, 16), (32, 8))
+    expected = [first + size * k / steps for first, size in windows for k in range(steps)]
+    assert done == sorted([0, *expected, 16, 32, 40])

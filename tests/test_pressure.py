@@ -16,7 +16,6 @@ from latentsync_memsafe.memsafe.pressure import (
 )
 
 GIB = 2**30
-MIB = 2**20
 
 
 class Machine:
@@ -183,20 +182,23 @@ def test_memory_that_the_driver_moved_away_is_critical_and_said_once(
 
 
 def test_shared_memory_is_told_from_the_counters() -> None:
-    total = 8 * GIB
-    assert shared_spill(total) == 0
+
+    def spilled(reserved: float, used: float, others: float) -> float:
+        sizes = [round(size * GIB) for size in (8, reserved, used, others)]
+        return shared_spill(sizes[0], reserved=sizes[1], used=sizes[2], others=sizes[3]) / GIB
+
     # As far as it goes: everything that torch reserved is among what the card says is in use.
-    assert shared_spill(total, reserved=6 * GIB, used=7 * GIB) == 0
-    # WDDM, whose driver does not tell a process's share: more reserved than all programs have on the card.
-    assert shared_spill(total, reserved=9 * GIB, used=7 * GIB) == 2 * GIB
-    assert shared_spill(total, reserved=9 * GIB) == GIB
-    assert shared_spill(total, reserved=9 * GIB, used=12 * GIB) == GIB
-    # TCC and Linux.
-    assert shared_spill(total, process_used=9 * GIB) == GIB
-    assert shared_spill(total, process_used=8 * GIB, reserved=7 * GIB, used=8 * GIB) == 0
+    assert spilled(6, 7, 1) == spilled(6, 8, 2) == 0
+    # A full card that others use too: what they held and what torch has reserved is more than there is.
+    assert spilled(7, 8, 2) == 1 and spilled(7, 7.3, 2) == 1
+    assert spilled(9, 8, 1) == 2
+    # The others have left, so there is room again.
+    assert spilled(7, 7.1, 2) == 0
+    # More reserved than all programs have on the card.
+    assert spilled(9, 7, 0) == 2 and spilled(9, 7, 2) == 2
     # Counters that were read one after the other.
-    assert shared_spill(total, reserved=7 * GIB + 100 * MIB, used=7 * GIB) == 0
-    assert shared_spill(total, reserved=7 * GIB + 128 * MIB, used=7 * GIB) == 128 * MIB
+    assert spilled(7 + 100 / 1024, 7, 0) == spilled(6 + 100 / 1024, 8, 2) == 0
+    assert spilled(7.125, 7, 0) == spilled(6.125, 8, 2) == 0.125
 
 
 def test_what_was_left_at_the_peak() -> None:

@@ -9,12 +9,13 @@ from dataclasses import fields
 import pytest
 import torch
 
+from latentsync_memsafe.memsafe.batching import run_batches
 from latentsync_memsafe.memsafe.ladder import RUNGS, Ladder, Relief, Rung
 from latentsync_memsafe.memsafe.oom import Failure
 from latentsync_memsafe.memsafe.pressure import PressureWatch
 from latentsync_memsafe.memsafe.recovery import OutOfMemory, Recovery, StartOver, starting_over
 
-from faults import little_garbage
+from faults import AMBIGUOUS, little_garbage
 
 GIB = 2**30
 EVERY = {rung.name: None for rung in RUNGS}
@@ -200,6 +201,26 @@ def test_the_error_says_what_was_needed_what_there_was_and_what_to_change() -> N
         climb(recovery, "decode", ON_HOST)
     with pytest.raises(OutOfMemory, match=r"2\.00 GiB more, than there was.*smaller picture or a device"):
         climb(Recovery(), "decode")
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS)
+def test_an_error_that_is_not_memory_ends_after_the_ladder_in_its_own_words(text: str) -> None:
+    watch = PressureWatch(lambda: (3 * GIB, 16 * GIB), lambda: (5 * GIB, 6 * GIB))
+    recovery = Recovery(Ladder({"slicing": None}), pressure=watch)
+    sizes = []
+
+    def never(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        raise RuntimeError(f"{text}\nmore lines")
+
+    with pytest.raises(OutOfMemory) as error:
+        list(run_batches(range(4), never, 4, stage="decode", recovery=recovery))
+    assert sizes == [4, 2, 1, 1]  # halved, and again after the rung
+    assert str(error.value) == (
+        f"Memory may have run out in decode: {text}, with 5.00 GiB of 6.00 GiB of GPU memory free, even with one item "
+        "at a time, slicing. Try a smaller picture or a device with more memory, or another version of torch or the "
+        "driver."
+    )
 
 
 def test_names_are_checked() -> None:

@@ -68,7 +68,8 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
             key_weight=weight,
         )
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a device it cannot parse
-        raise InputError(f"Cannot use device {arguments.device!r}: {str(error).splitlines()[0]}") from None
+        what = "" if arguments.device is None else f"Cannot use device {arguments.device!r}: "
+        raise InputError(f"{what}{str(error).splitlines()[0]}") from None
 
 
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:

@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
+from ...memsafe.slicing import SCORES_LIMIT
 from .resnet import FrameGroupNorm, PointwiseConv
 
 Layer = Callable[[Tensor], Tensor]
@@ -19,9 +21,6 @@ KERNEL_BATCH_LIMIT = 65_535
 
 # Epsilon of the group norm in front of a transformer; the published weights were trained with it.
 TRANSFORMER_NORM_EPS = 1e-6
-
-# Scores written out at once where there is no fused kernel: 1 GiB in float32. Metal refuses 4 GiB.
-SCORES_LIMIT = 2**28
 
 
 class Attend(Protocol):
@@ -38,11 +37,12 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
     `scale` None means 1 / sqrt(d).
 
     Metal, and AMD cards that PyTorch's fused kernels do not know, write all scores out: 8 GiB in half
-    precision for a guided window at 512 px. There the heads are taken a few at a time.
+    precision for a guided window at 512 px, where Metal refuses a tensor of 4 GiB. There the heads are taken a few
+    at a time.
     """
     fused = F.scaled_dot_product_attention
     attend = fused if scale is None else partial(fused, scale=scale)
-    if not _may_write_scores(query.device):
+    if not _may_write_scores(query.device) or _has_fused_kernel(query, key, value):
         return attend(query, key, value)
     # Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133).
     query, key, value = (tensor.contiguous() for tensor in (query, key, value))
@@ -50,13 +50,23 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
     if query.shape[0] * query.shape[1] * scores <= SCORES_LIMIT:
         return attend(query, key, value)
     size = max(1, SCORES_LIMIT // scores)
-    parts = zip(*(tensor.flatten(0, 1)[:, None].split(size) for tensor in (query, key, value)), strict=True)
-    mixed = torch.cat([attend(*part) for part in parts])
-    return mixed.view(*query.shape[:-1], -1)
+    mixed = query.new_empty(*query.shape[:-1], value.shape[-1])
+    tensors = (tensor.flatten(0, 1)[:, None].split(size) for tensor in (mixed, query, key, value))
+    for output, *part in zip(*tensors, strict=True):
+        output.copy_(attend(*part))
+    return mixed
 
 
 def _may_write_scores(device: torch.device) -> bool:
     return device.type == "mps" or (device.type == "cuda" and torch.version.hip is not None)
+
+
+def _has_fused_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """As AMD cards have that AOTriton knows. Metal has kernels of its own, of which PyTorch does not tell."""
+    choose = getattr(torch, "_fused_sdp_choice", None)  # what PyTorch itself asks; not public
+    if query.device.type != "cuda" or choose is None:
+        return False
+    return bool(choose(query, key, value) > SDPBackend.MATH.value)
 
 
 class Attention(nn.Module):
