@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
@@ -15,14 +17,41 @@ from server import PromptServer
 from torch import nn
 
 from .comfy_models import SyncModel, compute_device
-from .latentsync.errors import MemoryLimitError
+from .latentsync.errors import LatentSyncError, MemoryLimitError
 from .latentsync.report import Report
 from .memsafe import Cancelled, Progress, Runtime, probe
 from .memsafe.device import available_memory, available_ram
 
+logger = logging.getLogger(__name__)
+
 EVENT = "latentsync.memsafe.progress"  # what web/ listens to
 PREVIEW_SIDE = 512  # pixels
 _WINDOW = 16  # frames of a window, until the model is known
+
+_LOADER = "the LatentSync Model Loader node"
+# What messages for the command line say, and what ComfyUI has instead.
+_WORDS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"^steps is\b", "inference_steps is"),
+        (r"^guidance is\b", "lips_expression is"),
+        (r"^face_at is\b", "face_x and face_y are"),
+        (
+            r"(?:run: )?latentsync-memsafe download (1\.[56])",
+            rf"choose checkpoint \1 and auto_download in {_LOADER}",
+        ),
+        (r"(?:run: )?latentsync-memsafe download \w+", f"switch auto_download on in {_LOADER}"),
+        (
+            r"(?<=; )put them there(?= \(checkpoints/README)",
+            f"switch auto_download on in {_LOADER}, or put them there",
+        ),
+        (r"run the same command again", "queue the workflow again"),
+        (r"give --audio a file with sound", "take the sound from another file"),
+        (r"run with --precision (\w+)", rf"set precision to \1 in {_LOADER}"),
+        (r" \(run `latentsync-memsafe doctor`\)", ""),
+        (r", or length=video(?=\.)", ""),
+    )
+)
 
 
 class ComfyHost:
@@ -39,7 +68,9 @@ class ComfyHost:
         self._send(Progress("load", 0, None, 0.0, None))
 
     def begin(self, model: SyncModel, runtime: Runtime, warnings: list[str]) -> None:
-        """The networks are there, and `runtime` has this host; `warnings` are for the panel."""
+        """The networks are there, and `runtime` has this host; `warnings` are for the panel and the log."""
+        for warning in warnings:
+            logger.warning("%s", warning)
         self._model, self._runtime, self._warnings = model, runtime, warnings
         model.make_room(runtime.plan)
 
@@ -101,14 +132,29 @@ class ComfyHost:
         }
 
 
+def in_comfy_words(text: str) -> str:
+    """A message with the names and the advice of the nodes in place of those of the command line."""
+    for pattern, words in _WORDS:
+        text = pattern.sub(words, text)
+    return text
+
+
 @contextmanager
 def errors_for_comfy() -> Iterator[None]:
-    """Turn what ends a run early into what ComfyUI expects of a node."""
+    """Turn what ends a run early into what ComfyUI expects of a node, and its users know.
+
+    All messages for users leave through here.
+    """
     try:
         yield
-    except MemoryLimitError as error:
-        if error.on_host or comfy_memory.is_device_cpu(compute_device()):
-            raise  # it would speak of a GPU, and put what that holds into main memory
+    except LatentSyncError as error:
+        error.args = (in_comfy_words(str(error)),)
+        if (
+            not isinstance(error, MemoryLimitError)
+            or error.on_host
+            or comfy_memory.is_device_cpu(compute_device())
+        ):
+            raise  # as out of memory, ComfyUI would speak of a GPU, and put what that holds into main memory
         raise comfy_memory.OOM_EXCEPTION(str(error)) from error  # it then unloads the models of other nodes
     except Cancelled:
         comfy_memory.throw_exception_if_processing_interrupted()  # also takes the request back

@@ -19,7 +19,7 @@ from .latentsync.downloads import download
 from .latentsync.errors import CheckpointError
 from .latentsync.faces import load_detector
 from .latentsync.installed import find_faces, find_model
-from .latentsync.loading import ModelBundle, find_vae, load_models
+from .latentsync.loading import UNET_FILES, ModelBundle, find_vae, load_models
 from .latentsync.pipeline import LATENT_CACHE_BYTES
 from .memsafe import LatentCache, MemoryPlan, ModelShape, peak_of, plan_for, probe, weight_dtype
 from .memsafe.budget import MARGIN
@@ -34,7 +34,6 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "int8": None,
 }
-HOW_TO_GET_IT = "Switch auto_download on in the LatentSync Model Loader node to have it fetched."
 
 
 def register_model_folder() -> None:
@@ -150,10 +149,7 @@ def load_model(
     roots = model_roots()
     if fetch is not None:
         _fetch_missing(name, roots, fetch)
-    try:
-        path, faces = find_model(name, roots), find_faces(roots)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error} {HOW_TO_GET_IT}") from None
+    path, faces = find_model(name, roots), find_faces(roots)
     device = compute_device()
     dtype = PRECISIONS[precision] or plan_for(probe(device)).dtype
     with torch.inference_mode(False):
@@ -164,19 +160,21 @@ def load_model(
 
 
 def load_default(allow_demo: bool) -> tuple[SyncModel, list[str]]:
-    """LatentSync 1.6, or the small demo model with a warning where the other is missing and this is allowed."""
+    """LatentSync 1.6, or the small demo model with a warning where the other is missing and this is allowed.
+
+    Raises CheckpointError for a 1.6 that is there and incomplete or damaged: nobody wants another one instead.
+    """
     gc.collect()  # a model that an earlier run loaded for itself may still be there
     try:
         return load_model("1.6"), []
     except CheckpointError as error:
-        if not allow_demo:
+        there = any((root / "1.6" / file).is_file() for root in model_roots() for file in UNET_FILES)
+        if there or not allow_demo:
             raise
         warning = (
             f"The small demo model is used, to show that everything works; its pictures are poor. {error}"
         )
-    model = load_model("demo")
-    logger.warning("%s", warning)
-    return model, [warning]
+    return load_model("demo"), [warning]
 
 
 def _fetch_missing(name: str, roots: list[Path], progress: Callable[[str, int, int], None]) -> None:

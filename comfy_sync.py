@@ -1,4 +1,4 @@
-"""One run of the sync node: its widgets into options, its links into frames and sound, the result into a file."""
+"""One run of the sync node: its widgets into options, its links into frames and sound, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as comfy_memory
-import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import ui
 
-from .comfy_host import ComfyHost, errors_for_comfy
+from .comfy_host import ComfyHost, in_comfy_words
 from .comfy_models import SyncModel, compute_device, load_default
-from .comfy_video import clip_of, free_name, samples_of, temporary_folder
+from .comfy_results import Target, images_of, no_images, workflow_of
+from .comfy_video import LazyVideo, clip_of, samples_of, temporary_folder
 from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
 from .latentsync.collector import FrameCollector
 from .latentsync.config import ModelConfig
 from .latentsync.errors import InputError
-from .latentsync.forecast import forecast, shape_of_video
+from .latentsync.forecast import Forecast, forecast, shape_of_video
 from .latentsync.inputs import preflight
 from .latentsync.pace import Pace
 from .latentsync.video import FrameSource
-from .latentsync.video.tensor import FrameTensor
-from .memsafe import Runtime, probe
-from .memsafe.device import GIB, available_ram
-
-# Of free memory, for frames that are returned as IMAGE: a second copy of them made by the next node and the
-# run's own frames (a quarter in the balanced mode) fit beside it.
-COMFORTABLE = 1 / 3
+from .memsafe import DeviceInfo, Runtime, probe
 
 DEFAULT_FPS = 25
 
@@ -39,6 +33,7 @@ DEFAULT_FPS = 25
 class Synced:
     """What the node hands on."""
 
+    video: LazyVideo
     path: Path
     saved: ui.SavedResult  # the file for the page
     images: torch.Tensor | None
@@ -52,7 +47,7 @@ def sync(
     audio: Any,
     model: SyncModel | None,
     mask: torch.Tensor | None,
-    node_id: str | None,
+    hidden: Any,
     settings: dict[str, Any],
 ) -> Synced:
     """Lip-sync VIDEO or IMAGE to AUDIO by the node's widgets; raises a LatentSyncError for what the user can mend."""
@@ -61,33 +56,38 @@ def sync(
         state = "neither video nor images is" if video is None else "both video and images are"
         raise InputError(f"In this node {state} connected; connect one of them.")
     frames = clip_of(images if video is None else video, settings["fps"]).frames
-    path, saved = _target(settings["output_mode"], frames)
-    where = None if mask is None else mask.float().cpu().numpy()
-    preflight(frames, sound, path, options, where)
-    blocked = _no_images(settings["output_mode"], frames, sound)
-    report, warnings = Report(), list[str]()
+    mode, where = settings["output_mode"], None if mask is None else mask.float().cpu().numpy()
+    target, report, warnings = Target(mode), Report(), list[str]()
+    preflight(frames, sound, target.draft, options, where)
+    blocked = no_images(
+        mode, frames, sound
+    )  # or what cannot fit would be told only after the model is loaded
     scratch = temporary_folder()
-    with errors_for_comfy(), FrameCollector(scratch) as collector:
-        host = ComfyHost(node_id, report)
+    with FrameCollector(scratch) as collector:
+        host = ComfyHost(hidden.unique_id, report)
         if model is None:
             model, warnings = load_default(settings["allow_demo"])
+            warnings = [in_comfy_words(warning) for warning in warnings]
         runtime = _runtime(settings, model, host)
+        working = _working_memory(_forecast(runtime.info, model, frames, sound, settings), model)
+        blocked = blocked or no_images(mode, frames, sound, working)
         host.begin(model, runtime, warnings)
         LipSyncPipeline(model.bundle, runtime, model.latents).run(
             frames,
             sound,
-            path,
+            target.draft,
             options,
             mask=where,
             report=report,
             collector=None if blocked else collector,
             scratch=scratch,
         )
-        collected, blocked = (None, blocked) if blocked else _images(collector, path)
+        result, path, saved = target.publish(workflow_of(hidden))
+        collected, blocked = (None, blocked) if blocked else images_of(collector, path)
     host.finish(saved)
     Pace().remember_run(runtime.info, model.bundle.config, options, report)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
-    return Synced(path, saved, collected, blocked, text)
+    return Synced(result, path, saved, collected, blocked, text)
 
 
 def _options(settings: dict[str, Any]) -> SyncOptions:
@@ -123,50 +123,30 @@ def _offload(model: SyncModel) -> bool | None:
     return model.offload
 
 
-def _target(output_mode: str, frames: FrameSource) -> tuple[Path, ui.SavedResult]:
-    """An unused name in our subfolder of ComfyUI's output; where only frames are wanted, of its temp."""
-    temporary = output_mode == "frames"
-    kind = io.FolderType.temp if temporary else io.FolderType.output
-    root = folder_paths.get_temp_directory() if temporary else folder_paths.get_output_directory()
-    path, subfolder = free_name(root, "latentsync/LatentSync", ".mp4", frames)
-    return path, ui.SavedResult(path.name, subfolder, kind)
-
-
-def _no_images(output_mode: str, frames: FrameSource, sound: tuple[Any, int]) -> str:
-    """Why the node returns no images; empty if it is to return them."""
-    if output_mode == "video_file":
-        return (
-            "LatentSync returns no images with output_mode video_file; use its video or video_path output, or "
-            "set output_mode to frames."
-        )
-    count = round(open_audio(sound).duration * frames.fps)
-    size, free = FrameTensor.bytes_for(count, frames.height, frames.width), available_ram()
-    needs = (
-        f"{count} frames of {frames.width}x{frames.height} take {size / GIB:.1f} GiB as images, and "
-        f"{free / GIB:.1f} GiB of memory are free"
+def _forecast(
+    info: DeviceInfo,
+    model: SyncModel | None,
+    frames: FrameSource | None,
+    sound: tuple[Any, int] | None,
+    settings: dict[str, Any],
+) -> Forecast:
+    return forecast(
+        info,
+        ModelConfig.published("1.6") if model is None else model.bundle.config,
+        shape_of_video(frames, None if sound is None else open_audio(sound)),
+        memory_mode=settings["memory_mode"],
+        dtype=None if model is None else model.dtype,
+        steps=settings["inference_steps"],
+        guidance=settings["lips_expression"],
+        shape=None if model is None else model.shape,
+        offload=None if model is None else _offload(model),
     )
-    if output_mode == "auto" and size > free * COMFORTABLE:
-        return (
-            f"LatentSync returns no images: {needs}. Use its video or video_path output; output_mode frames "
-            "returns images all the same."
-        )
-    if size > free:
-        raise InputError(
-            f"output_mode is frames, but {needs}; set it to video_file and use the video output, or give a "
-            "shorter sound."
-        )
-    return ""
 
 
-def _images(collector: FrameCollector, path: Path) -> tuple[torch.Tensor | None, str]:
-    """The run's frames; where memory has become too little for them, None and why."""
-    needed, free = collector.still_needed, available_ram()
-    if needed <= free and (images := collector.images()) is not None:
-        return images, ""
-    why = collector.lost or (
-        f"they need {needed / GIB:.1f} GiB of memory more, and {free / GIB:.1f} GiB are free by now"
-    )
-    return None, f"LatentSync returns no images: {why}. The finished video is {path}; use the video output."
+def _working_memory(foreseen: Forecast, model: SyncModel) -> int:
+    """Bytes of main memory that a run will take beside the weights, which are there already."""
+    weights = model.shape.unet_bytes + model.shape.vae_bytes + model.shape.other_bytes
+    return max(foreseen.ram - weights, 0)
 
 
 def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str, Any]) -> str:
@@ -175,15 +155,4 @@ def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str,
     if settings["vram_limit_gb"]:
         info = info.limited_to(settings["vram_limit_gb"])
     frames = None if video is None else clip_of(video, DEFAULT_FPS).frames
-    sound = None if audio is None else open_audio(samples_of(audio))
-    return forecast(
-        info,
-        ModelConfig.published("1.6") if model is None else model.bundle.config,
-        shape_of_video(frames, sound),
-        memory_mode=settings["memory_mode"],
-        dtype=None if model is None else model.dtype,
-        steps=settings["inference_steps"],
-        guidance=settings["lips_expression"],
-        shape=None if model is None else model.shape,
-        offload=None if model is None else _offload(model),
-    ).text()
+    return _forecast(info, model, frames, None if audio is None else samples_of(audio), settings).text()

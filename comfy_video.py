@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +24,11 @@ from comfy_api.latest import Input, InputImpl, Types
 from .latentsync.adjusted import count_frames
 from .latentsync.audio.resample import to_float
 from .latentsync.audio.source import ArrayAudio
-from .latentsync.errors import AudioError, OutputError
+from .latentsync.errors import AudioError, OutputError, VideoError
 from .latentsync.video import FrameSource
 from .latentsync.video.clip import Clip, open_clip, write_clip
 from .latentsync.video.tensor import FrameTensor, TensorSource
+from .memsafe.device import GIB, available_ram
 
 _CRF = 16  # quality of H.264 where nobody says
 _SPARE = 16  # frames beyond those the container promised that are still taken into a tensor
@@ -34,14 +38,25 @@ class LazyVideo(Input.Video):
     """A Clip as ComfyUI's VIDEO: frames are decoded one at a time, by whoever reads them."""
 
     def __init__(self, clip: Clip) -> None:
-        self.clip = clip
+        self._clip = clip
+        self._size = _file_size(clip.file)
         self._encoded: Path | None = None
+
+    @property
+    def clip(self) -> Clip:
+        """The clip; raises VideoError if its file went, for ComfyUI keeps a node's output longer than people do."""
+        if _file_size(self._clip.file) != self._size:
+            raise VideoError(
+                f"{self._clip.file} was moved, deleted or replaced after a node had given it out; change an input "
+                "of that node, such as its seed, to run it again."
+            )
+        return self._clip
 
     def get_stream_source(self) -> str:
         """A file with this video: the one it comes from, else one encoded into the temp folder, once."""
         if self.clip.file is not None:
             return str(self.clip.file)
-        if self._encoded is None:
+        if self._encoded is None or not self._encoded.exists():  # somebody may have emptied the folder
             path = temporary_file(".mp4")
             write_clip(self.clip, path, tick=ticker(self.clip))
             weakref.finalize(self, path.unlink, missing_ok=True)
@@ -69,9 +84,17 @@ class LazyVideo(Input.Video):
             target.unlink()
 
     def get_components(self) -> Types.VideoComponents:
-        """Everything at once: 12 bytes of RAM a pixel and frame."""
+        """Everything at once: 12 bytes of RAM a pixel and frame. Raises VideoError if they are not free."""
         frames, tick = self.clip.frames, ticker(self.clip)
-        most = count_frames(frames) + _SPARE
+        count = count_frames(frames)
+        size, free = FrameTensor.bytes_for(count, frames.height, frames.width), available_ram()
+        if size > free:
+            raise VideoError(
+                f"A node asks for all {count} frames of {frames.width}x{frames.height} as images, which take "
+                f"{size / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; connect the VIDEO to a node "
+                "that reads it frame by frame, or load fewer frames."
+            )
+        most = count + _SPARE
         images = FrameTensor(most, frames.height, frames.width)
         for number, frame in enumerate(islice(frames.frames(), most), start=1):
             images.add(frame)
@@ -99,12 +122,15 @@ class LazyVideo(Input.Video):
     def as_trimmed(
         self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False
     ) -> LazyVideo | None:
-        """The part from `start_time` on, `duration` long (0: to the end); None where that is not there."""
-        fps = self.clip.frames.fps
-        left = self.get_frame_count() - round(Fraction(start_time or 0) * fps)
+        """The part from `start_time` on (negative: so long before the end), `duration` long (0: to the end).
+
+        None where that is not there.
+        """
+        fps, start = self.clip.frames.fps, _begin(self.clip, start_time or 0)
+        left = self.get_frame_count() - round(start * fps)
         if left <= 0 or (strict_duration and round(Fraction(duration or 0) * fps) > left):
             return None
-        return LazyVideo(_between(self.clip, start_time or 0, duration or 0))
+        return LazyVideo(_between(self.clip, start, duration or 0))
 
 
 class LazyAudio(Mapping[str, Any]):
@@ -131,15 +157,23 @@ class LazyAudio(Mapping[str, Any]):
         return 2
 
 
-def clip_of(video: Input.Video | torch.Tensor, fps: float) -> Clip:
-    """Any VIDEO, or IMAGE at `fps`, as a Clip; files are read with our decoders, tensors in place."""
+def clip_of(video: Input.Video | torch.Tensor | None, fps: float) -> Clip:
+    """Any VIDEO, or IMAGE at `fps`, as a Clip; files are read with our decoders, tensors in place.
+
+    Sound in memory is checked when somebody reads it. Raises VideoError for what is no video.
+    """
+    if video is None:
+        raise VideoError(
+            "The node connected to video gave nothing; expected VIDEO or IMAGE: look at that node."
+        )
     if isinstance(video, LazyVideo):
         return video.clip
     if isinstance(video, torch.Tensor):
         return Clip(TensorSource(video, fps))
     if isinstance(video, InputImpl.VideoFromComponents):
         parts = video.get_components()
-        return Clip(TensorSource(parts.images, parts.frame_rate), parts.audio and samples_of(parts.audio))
+        sound = None if parts.audio is None else partial(samples_of, parts.audio)
+        return Clip(TensorSource(parts.images, parts.frame_rate), sound)
     source = None if _edited(video) else video.get_stream_source()
     if isinstance(source, str):
         return _trimmed(open_clip(source), video)
@@ -161,13 +195,23 @@ def _edited(video: Input.Video) -> bool:
 
 def _trimmed(clip: Clip, video: Input.Video) -> Clip:
     window = getattr(video, "get_active_trim_window", None)
-    return _between(clip, *window()) if window else clip
+    if window is None:
+        return clip
+    start, duration = window()
+    return _between(clip, _begin(clip, start), duration)
 
 
-def _between(clip: Clip, start: float, duration: float) -> Clip:
+def _begin(clip: Clip, start: float) -> Fraction:
+    """Seconds from the beginning; ComfyUI counts a negative start from the end."""
+    if start >= 0:
+        return Fraction(start)
+    return max(count_frames(clip.frames) / clip.frames.fps + Fraction(start), Fraction(0))
+
+
+def _between(clip: Clip, start: Fraction, duration: float) -> Clip:
     """The part from `start` seconds on, `duration` long; 0: to the end."""
     fps = clip.frames.fps
-    return clip.selected(round(Fraction(start) * fps), round(Fraction(duration) * fps) or None)
+    return clip.selected(round(start * fps), round(Fraction(duration) * fps) or None)
 
 
 def samples_of(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:
@@ -200,12 +244,34 @@ def _owned(path: Path) -> Clip:
     return clip
 
 
+def _file_size(path: Path | None) -> int | None:
+    """Bytes; None where there is no file. Times are no sign: network drives change them on their own."""
+    return path.stat().st_size if path is not None and path.exists() else None
+
+
 def free_name(root: str, prefix: str, suffix: str, frames: FrameSource) -> tuple[Path, str]:
-    """The next unused name with this prefix below `root`, and the folder in there, for a video of these frames."""
+    """The next unused name with this prefix below `root`, and the folder in there, for a video of these frames.
+
+    %date:yyyy-MM-dd% is filled in as ComfyUI's page does it, but only for nodes that it knows; the rest by ComfyUI.
+    """
     folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, root, frames.width, frames.height
+        _dated(prefix, datetime.now()), root, frames.width, frames.height
     )
     return Path(folder) / f"{name}_{number:05}_{suffix}", subfolder
+
+
+_DATE = re.compile("%date:([^%]+)%")
+_DATE_PARTS = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+_DATE_NAMES = {"y": "year", "M": "month", "d": "day", "h": "hour", "m": "minute", "s": "second"}
+
+
+def _dated(prefix: str, now: datetime) -> str:
+    def number(found: re.Match[str]) -> str:
+        code = found[0]
+        text = str(getattr(now, _DATE_NAMES[code[0]])).zfill(len(code))
+        return text[-2:] if code == "yy" else text
+
+    return _DATE.sub(lambda date: _DATE_PARTS.sub(number, date[1]), prefix)
 
 
 def temporary_file(suffix: str) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,22 @@ import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from .comfy_video import LazyAudio, LazyVideo, as_audio, as_text, clip_of, free_name, samples_of, ticker
+from .comfy_video import (
+    LazyAudio,
+    LazyVideo,
+    as_audio,
+    as_text,
+    clip_of,
+    free_name,
+    samples_of,
+    temporary_file,
+    temporary_folder,
+    ticker,
+)
 from .latentsync.adjusted import Match, adjusted, count_frames
 from .latentsync.audio import edit
 from .latentsync.config import as_fps
+from .latentsync.errors import InputError
 from .latentsync.video.clip import Clip, open_clip, write_clip
 from .latentsync.video.presets import Preset
 
@@ -30,6 +44,20 @@ def check_choices(**given: tuple[str | None, list[str]]) -> bool | str:
         if value is not None and value not in choices:
             return f"{name} is {value!r}; expected one of: {', '.join(choices)}."
     return True
+
+
+def check_linked(node: type[io.ComfyNode], **given: Any) -> None:
+    """Raise InputError for what the widget would not take; ComfyUI does not check what comes over a link."""
+    widgets = {widget.id: widget for widget in node.define_schema().inputs}
+    for name, value in given.items():
+        widget = widgets[name]
+        if isinstance(widget, io.Combo.Input):
+            wrong, expected = value not in widget.options, f"one of: {', '.join(widget.options)}"
+        else:
+            number = isinstance(value, (int, float)) and widget.min <= value <= widget.max
+            wrong, expected = not number, f"{widget.min} to {widget.max}"
+        if wrong:
+            raise InputError(f"{name} is {value!r}; expected {expected}.")
 
 
 class LatentSyncLoadVideo(io.ComfyNode):
@@ -118,6 +146,13 @@ class LatentSyncLoadVideo(io.ComfyNode):
     def execute(
         cls, file: str, force_rate: float, skip_first_frames: int, frame_load_cap: int, select_every_nth: int
     ) -> io.NodeOutput:
+        check_linked(
+            cls,
+            force_rate=force_rate,
+            skip_first_frames=skip_first_frames,
+            frame_load_cap=frame_load_cap,
+            select_every_nth=select_every_nth,
+        )
         rate = as_fps(force_rate) if force_rate else None
         clip = open_clip(folder_paths.get_annotated_filepath(file), rate)
         clip = clip.selected(skip_first_frames, frame_load_cap or None, select_every_nth)
@@ -177,6 +212,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
+        check_linked(cls, mode=mode)
         samples, rate = samples_of(audio)
         clip = adjusted(clip_of(video, fps).with_sound((samples, rate)), Match(mode))
         return io.NodeOutput(LazyVideo(clip), LazyAudio(clip))
@@ -234,6 +270,15 @@ class LatentSyncAudio(io.ComfyNode):
         sample_rate: int,
         silence_after: float,
     ) -> io.NodeOutput:
+        check_linked(
+            cls,
+            start=start,
+            duration=duration,
+            offset=offset,
+            gain_db=gain_db,
+            sample_rate=sample_rate,
+            silence_after=silence_after,
+        )
         samples, rate = samples_of(audio)
         samples = edit.trim(samples, rate, start, duration or None)
         samples = edit.amplify(edit.delay(samples, rate, offset), gain_db)
@@ -308,6 +353,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
     def execute(
         cls, video: Any, filename_prefix: str, format: str, crf: int, fps: float, audio: Any = None
     ) -> io.NodeOutput:
+        check_linked(cls, format=format, crf=crf)
         clip, preset = clip_of(video, fps), Preset(format)
         if audio is not None:
             clip = clip.with_sound(samples_of(audio))
@@ -315,15 +361,31 @@ class LatentSyncSaveVideo(io.ComfyNode):
             folder_paths.get_output_directory(), filename_prefix, preset.suffix, clip.frames
         )
         shown, kind, proxy = path, io.FolderType.output, None
+        node, run = _node_and_run()
         if not preset.plays_in_browsers:
-            shown, subfolder = free_name(
-                folder_paths.get_temp_directory(), "latentsync/shown", ".mp4", clip.frames
-            )
-            proxy, kind = shown, io.FolderType.temp
+            proxy = shown = temporary_file(f".{node}.{run}.mp4")
+            subfolder, kind = shown.parent.name, io.FolderType.temp
         metadata = None if args.disable_metadata else _workflow(cls.hidden)
         write_clip(clip, path, preset, crf, metadata, proxy, ticker(clip))
+        _remove_earlier_copies(node, run)
         preview = ui.PreviewVideo([ui.SavedResult(shown.name, subfolder, kind)])
         return io.NodeOutput(LazyVideo(open_clip(path)), str(path), ui=preview)
+
+
+def _node_and_run() -> tuple[str, str]:
+    """What tells this node and this run from others, as parts of a file's name."""
+    from comfy_execution.utils import get_executing_context
+
+    now = get_executing_context()
+    return re.sub(r"\W", "-", now.node_id), re.sub(r"\W", "-", now.prompt_id)
+
+
+def _remove_earlier_copies(node: str, run: str) -> None:
+    """What the node's page played before; a node that is given a list makes several in a run."""
+    for copy in temporary_folder().glob(f"*.{node}.*.mp4"):
+        if not copy.name.endswith(f".{node}.{run}.mp4"):
+            with suppress(OSError):  # Windows keeps a file that is being read; the next run removes it
+                copy.unlink()
 
 
 def _workflow(hidden: Any) -> dict[str, str]:

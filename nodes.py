@@ -10,11 +10,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .comfy_host import ComfyHost, errors_for_comfy
 from .comfy_models import PRECISIONS, compute_device, load_model, model_roots, register_model_folder
+from .comfy_results import images_wanted
 from .comfy_sync import foresee, sync
-from .comfy_video import LazyVideo
 from .latentsync.installed import installed_models
 from .latentsync.report import Report
-from .latentsync.video.clip import open_clip
 from .media_nodes import CATEGORY, MEDIA_NODES, check_choices
 from .memsafe import DeviceInfo, probe
 from .sync_inputs import (
@@ -24,6 +23,7 @@ from .sync_inputs import (
     MISSING_FACES,
     OUTPUT_MODES,
     LatentSyncModel,
+    check_widgets,
     inference_steps,
     lips_expression,
     memory_mode,
@@ -60,7 +60,7 @@ class LatentSync16MEMSAFE(io.ComfyNode):
                 io.Video.Output(display_name="video", tooltip="That file, read when needed."),
                 io.String.Output(display_name="report", tooltip="What was done, in numbers, as JSON."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -82,6 +82,11 @@ class LatentSync16MEMSAFE(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, output_mode: str | None = None, **_others: Any) -> bool:
+        """Whether images are called for: a result without them is no use to a node that is connected later."""
+        return output_mode not in ("video_file", "frames") and images_wanted()
+
+    @classmethod
     def execute(
         cls,
         audio: Any,
@@ -91,12 +96,14 @@ class LatentSync16MEMSAFE(io.ComfyNode):
         mask: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        done = sync(video, images, audio, model, mask, cls.hidden.unique_id, settings)
+        with errors_for_comfy():
+            check_widgets(sync_inputs(), settings)
+            done = sync(video, images, audio, model, mask, cls.hidden, settings)
         return io.NodeOutput(
             ExecutionBlocker(done.blocked) if done.images is None else done.images,
             audio,
             str(done.path),
-            LazyVideo(open_clip(done.path)),
+            done.video,
             done.report,
             ui=ui.PreviewVideo([done.saved]),
         )
@@ -170,7 +177,14 @@ class LatentSyncModelLoader(io.ComfyNode):
     def execute(
         cls, checkpoint: str, precision: str, attention: str, offload: str, auto_download: bool
     ) -> io.NodeOutput:
+        choices = {
+            "checkpoint": checkpoint,
+            "precision": precision,
+            "attention": attention,
+            "offload": offload,
+        }
         with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, choices)
             fetch = ComfyHost(cls.hidden.unique_id, Report()).download if auto_download else None
             model = load_model(
                 checkpoint, precision, None if attention == AS_NODE else attention, OFFLOADS[offload], fetch
@@ -216,7 +230,9 @@ class LatentSyncMemoryPlan(io.ComfyNode):
     def execute(
         cls, video: Any = None, audio: Any = None, model: Any = None, **settings: Any
     ) -> io.NodeOutput:
-        text = foresee(video, audio, model, settings)
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, settings)
+            text = foresee(video, audio, model, settings)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from comfy_api.latest import io
 
 from .latentsync.config import LARGEST_STEPS, MissingFace
+from .latentsync.errors import InputError
 from .memsafe import MemoryMode
 
 MEMORY_MODES = [mode.value for mode in MemoryMode]
@@ -43,6 +46,21 @@ def memory_mode(tooltip: str) -> io.Combo.Input:
 def vram_limit_gb(tooltip: str) -> io.Float.Input:
     """The size the card is taken for; 0: its own."""
     return io.Float.Input("vram_limit_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip=tooltip)
+
+
+def check_widgets(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Raise InputError for a value that its widget would not take: ComfyUI checks none that comes over a link."""
+    for widget in inputs:
+        if widget.id not in values:
+            continue
+        value, valid, expected = values[widget.id], True, ""
+        if (options := getattr(widget, "options", None)) is not None:
+            valid, expected = value in options, f"one of: {', '.join(options)}"
+        elif (least := getattr(widget, "min", None)) is not None:
+            valid = isinstance(value, Real) and least <= value <= widget.max
+            expected = f"{least} to {widget.max}"
+        if not valid:
+            raise InputError(f"{widget.id} is {value!r}; expected {expected}.")
 
 
 def sync_inputs() -> list[Any]:
@@ -122,8 +140,8 @@ def _resources() -> list[Any]:
             options=OUTPUT_MODES,
             default="auto",
             tooltip="video_file: a file in the output folder, no images. frames: images too, and the file "
-            "only in the temp folder. auto: a file in the output folder, and images where they fit well "
-            "into free memory.",
+            "only in the temp folder. auto: a file in the output folder, and images where something is "
+            "connected to them and they fit well into free memory.",
         ),
         vram_limit_gb("Plans as for a GPU with so much memory. 0: all there is."),
     ]

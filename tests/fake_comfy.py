@@ -19,10 +19,15 @@ NODE_MODULES = (
     "media_nodes",
     "comfy_host",
     "comfy_models",
+    "comfy_results",
     "comfy_sync",
     "comfy_video",
     "sync_inputs",
 )
+
+
+# Node 7 is the one that runs; another one shows its images.
+PROMPT = {"7": {"inputs": {}}, "8": {"inputs": {"images": ["7", 0]}}}
 
 
 class InterruptProcessingException(Exception):
@@ -33,6 +38,7 @@ class Widget:
     """An input or output of a schema: its type, id and settings."""
 
     def __init__(self, kind: str, id: str | None = None, *rest: Any, **settings: Any) -> None:
+        vars(self).update(settings)
         self.kind, self.id, self.settings = kind, id, settings
         self.optional, self.default = settings.get("optional", False), settings.get("default")
 
@@ -43,7 +49,9 @@ class Kinds:
     FolderType = Enum("FolderType", {"input": "input", "output": "output", "temp": "temp"})
     UploadType = SimpleNamespace(video="video_upload")
     Hidden = SimpleNamespace(unique_id="UNIQUE_ID", prompt="PROMPT", extra_pnginfo="EXTRA_PNGINFO")
-    ComfyNode = type("ComfyNode", (), {"hidden": SimpleNamespace(unique_id="7")})
+    ComfyNode = type(
+        "ComfyNode", (), {"hidden": SimpleNamespace(unique_id="7", prompt=PROMPT, extra_pnginfo=None)}
+    )
     Schema = SimpleNamespace
 
     @staticmethod
@@ -99,6 +107,7 @@ class FakeComfy:
         self.freed: list[int] = []
         self.messages: list[tuple[str, dict[str, Any], str]] = []
         self.bars: list[tuple[int, int, Any]] = []
+        self.prompt = PROMPT  # that runs
         self.folders: dict[str, tuple[list[str], set[str]]] = {}
         self.memory = SimpleNamespace(
             get_torch_device=lambda: torch.device("cpu"),
@@ -139,10 +148,14 @@ class FakeComfy:
         def save_path(prefix: str, root: str, *_: int) -> tuple[str, str, int, str, str]:
             folder = Path(root) / Path(prefix).parent
             folder.mkdir(parents=True, exist_ok=True)
-            number = len(list(folder.iterdir())) + 1
+            taken = [int(p.stem.split("_")[1]) for p in folder.glob(f"{Path(prefix).name}_*_*")]
+            number = max(taken, default=0) + 1
             return str(folder), Path(prefix).name, number, str(Path(prefix).parent), prefix
 
         server = SimpleNamespace(client_id="page", send_sync=lambda *message: self.messages.append(message))
+        server.prompt_queue = SimpleNamespace(
+            get_current_queue_volatile=lambda: ([(1, "prompt", self.prompt, {}, [])], [])
+        )
         video = type("Video", (ABC,), {})
         parts = type("VideoFromComponents", (), {"__init__": lambda s, parts: setattr(s, "parts", parts)})
         parts.get_components = lambda s: s.parts
@@ -174,6 +187,11 @@ class FakeComfy:
             "comfy_execution": {},
             "comfy_execution.graph_utils": {
                 "ExecutionBlocker": lambda message: SimpleNamespace(message=message)
+            },
+            "comfy_execution.utils": {
+                "get_executing_context": lambda: SimpleNamespace(
+                    prompt_id="prompt", node_id="7", list_index=0
+                )
             },
             "folder_paths": {
                 "models_dir": str(self.root / "models"),

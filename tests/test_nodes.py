@@ -1,21 +1,32 @@
 """The sync nodes in a fake ComfyUI: what they are, what they hand over, and how they behave as guests."""
 
 import asyncio
+import gc
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
-from latentsync_memsafe.latentsync.errors import AudioError, CheckpointError, InputError, MemoryLimitError
+from latentsync_memsafe.latentsync.checkpoints import MODEL_FILES, VAE_FILES
+from latentsync_memsafe.latentsync.errors import (
+    AudioError,
+    CheckpointError,
+    InputError,
+    MemoryLimitError,
+    OutputError,
+)
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, open_video
+from latentsync_memsafe.latentsync.video.remux import remux
 from latentsync_memsafe.memsafe import Runtime
 
 from fake_comfy import FakeComfy, InterruptProcessingException, install
@@ -144,6 +155,42 @@ def test_wrong_choices_are_named(comfy: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("node", "given", "message"),
+    [
+        ("sync", {"inference_steps": 0}, "inference_steps is 0; expected 1 to 999."),
+        ("sync", {"lips_expression": 0.5}, "lips_expression is 0.5; expected 1.0 to 3.0."),
+        ("sync", {"vram_limit_gb": float("nan")}, "vram_limit_gb is nan; expected 0.0 to 1024.0."),
+        ("sync", {"seed": "1"}, f"seed is '1'; expected 0 to {2**64 - 1}."),
+        ("sync", {"face_selection": "bogus"}, "face_selection is 'bogus'; expected one of: largest, index, "),
+        ("sync", {"memory_mode": None}, "memory_mode is None; expected one of: conservative, balanced, "),
+        (
+            "sync",
+            {"face_selection": "position", "face_x": 500},
+            "face_x and face_y are (500, 0), outside the ",
+        ),
+        ("plan", {"memory_mode": "fast"}, "memory_mode is 'fast'; expected one of: conservative, "),
+        ("plan", {"inference_steps": -1}, "inference_steps is -1; expected 1 to 999."),
+        ("load", {"precision": "bogus"}, "precision is 'bogus'; expected one of: auto, fp32, "),
+        ("load", {"offload": "bogus"}, "offload is 'bogus'; expected one of: auto, always, never."),
+        ("load", {"checkpoint": "2.0"}, "checkpoint is '2.0'; expected one of: 1.6, 1.5, demo."),
+    ],
+)
+def test_values_over_links_are_held_to_the_widgets(
+    comfy: Any, node: str, given: dict[str, Any], message: str
+) -> None:
+    """ComfyUI checks only those that are set in the node itself."""
+    nodes = comfy[1].nodes
+    kind, links = {
+        "sync": (nodes.LatentSync16MEMSAFE, {"audio": audio(), "images": images()}),
+        "plan": (nodes.LatentSyncMemoryPlan, {}),
+        "load": (nodes.LatentSyncModelLoader, {"auto_download": False}),
+    }[node]
+    usual = {i.id: i.default for i in kind.define_schema().inputs if i.default is not None}
+    with pytest.raises(InputError, match=re.escape(message)):
+        kind.execute(**{**usual, **links, **given})
+
+
 def test_images_are_the_frames_before_they_were_encoded(comfy: Any, networks: Any, tmp_path: Path) -> None:
     _, pack = comfy
     given = audio()
@@ -178,7 +225,7 @@ def test_images_only_where_they_are_wanted_and_fit(
     place: str,
 ) -> None:
     _, pack = comfy
-    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: free)
+    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: free)
     first, _, path, *_ = run(pack, pack.comfy_models.SyncModel(networks), output_mode=mode)
     assert Path(path).is_relative_to(tmp_path / place)
     if mode == "frames":
@@ -191,19 +238,154 @@ def test_where_memory_has_gone_by_the_end_the_video_is_there(
     comfy: Any, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, pack = comfy
-    answers = iter([2**40, 1])
-    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: next(answers))
+    answers = iter([2**40, 2**40, 1])
+    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: next(answers))
     first, _, path, video, _ = run(pack, pack.comfy_models.SyncModel(networks), output_mode="frames")
     assert "GiB of memory more" in first.message and path in first.message
     assert video.get_frame_count() == FRAMES
     assert [Path(name).name for name in files(tmp_path / "temp")] == [Path(path).name]
 
 
+def test_auto_keeps_no_images_that_nothing_is_connected_to(
+    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the result without them is no result any more once something is."""
+    fake, pack = comfy
+    node, model = pack.nodes.LatentSync16MEMSAFE, pack.comfy_models.SyncModel(networks)
+    connected, unconnected = fake.prompt, {**fake.prompt, "8": {"inputs": {"video": ["7", 3], "n": 0}}}
+    assert node.fingerprint_inputs(output_mode="auto") is True
+    fake.prompt = unconnected
+    monkeypatch.setattr(pack.comfy_results.FrameCollector, "add", lambda *frame: pytest.fail("kept"))
+    assert "nothing was connected" in run(pack, model)[0].message
+    without = node.fingerprint_inputs(**widgets(pack))
+    fake.prompt = {"9": {"inputs": {}}}  # the node that runs was put there by another one
+    assert node.fingerprint_inputs(**widgets(pack)) is True
+    fake.prompt = connected
+    assert node.fingerprint_inputs(**widgets(pack)) is True is not without
+    for mode in ("video_file", "frames"):  # where it changes nothing
+        assert node.fingerprint_inputs(output_mode=mode) is without
+
+
+def test_frames_leave_no_file_but_that_of_the_last_run(comfy: Any, networks: Any, tmp_path: Path) -> None:
+    _, pack = comfy
+    model, video = pack.comfy_models.SyncModel(networks), None
+    for _ in range(3):
+        _, _, path, video, _ = run(
+            pack, model, output_mode="frames"
+        )  # ComfyUI's cache lets go of the one before
+        gc.collect()
+        assert files(tmp_path / "temp") == [str(Path(path).relative_to(tmp_path / "temp"))]
+        assert video.get_frame_count() == FRAMES and Path(video.get_stream_source()).is_file()
+    del video
+    gc.collect()
+    assert files(tmp_path / "temp") == files(tmp_path / "output") == []
+
+
+def test_a_name_that_another_program_took_during_the_run_stays_its_own(
+    comfy: Any, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pack = comfy
+    folder = tmp_path / "output" / "latentsync"
+
+    class Slow(LipSyncPipeline):
+        def run(self, *given: Any, **more: Any) -> Any:
+            report = super().run(*given, **more)
+            (folder / "LatentSync_00001_.mp4").write_text("another's")
+            return report
+
+    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", Slow)
+    path = Path(run(pack, pack.comfy_models.SyncModel(networks))[2])
+    assert (
+        path.name == "LatentSync_00002_.mp4" and (folder / "LatentSync_00001_.mp4").read_text() == "another's"
+    )
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_name_is_given_once_even_if_two_ask_at_the_same_moment(
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have read the folder before either has a file in it."""
+    _, pack = comfy
+    read = (str(tmp_path), "LatentSync", 7, "", "LatentSync")
+    monkeypatch.setattr(pack.comfy_results.folder_paths, "get_save_image_path", lambda *prefix: read)
+    names = [pack.comfy_results.take_name(str(tmp_path), "LatentSync", ".mp4")[0].name for _ in range(2)]
+    assert names == ["LatentSync_00007_.mp4", "LatentSync_00008_.mp4"]
+
+
+def test_a_name_that_cannot_be_used_is_given_back(comfy: Any, tmp_path: Path) -> None:
+    target = comfy[1].comfy_results.Target("video_file")  # whose draft nobody has written
+    with pytest.raises(OutputError, match=r"00001_.mp4 cannot be written \(No such file.*\); the video is "):
+        target.publish({})
+    assert files(tmp_path / "output") == []
+
+
+def test_the_file_opens_the_workflow_again(
+    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, pack = comfy
+    node = pack.nodes.LatentSync16MEMSAFE
+    hidden = SimpleNamespace(
+        unique_id="7", prompt={"7": {"inputs": {}}}, extra_pnginfo={"workflow": {"id": 5}}
+    )
+    monkeypatch.setattr(node, "hidden", hidden)
+    model = pack.comfy_models.SyncModel(networks)
+
+    def packets(path: Path) -> list[bytes]:
+        with av.open(str(path)) as container:
+            return [bytes(packet) for packet in container.demux()]
+
+    def watched(draft: Path, target: Path, workflow: dict[str, str]) -> None:
+        before = packets(draft)
+        remux(draft, target, workflow)
+        assert len(before) > FRAMES and packets(target) == before  # pictures and sound
+
+    def refused(*given: Any) -> None:
+        raise OutputError("The disk is full.")
+
+    def metadata() -> dict[str, str]:
+        path = run(pack, model)[2]
+        assert len(list(open_video(path).frames())) == FRAMES
+        with av.open(path) as container:
+            return container.metadata
+
+    monkeypatch.setattr(pack.comfy_results, "remux", watched)
+    kept = metadata()
+    assert json.loads(kept["prompt"]) == hidden.prompt and json.loads(kept["workflow"]) == {"id": 5}
+    monkeypatch.setattr(pack.comfy_results, "remux", refused)
+    assert "prompt" not in metadata() and "no workflow: The disk is full." in caplog.text
+    monkeypatch.setattr(pack.comfy_results, "remux", watched)
+    monkeypatch.setattr(pack.comfy_results.args, "disable_metadata", True)
+    assert not {"prompt", "workflow"} & set(metadata())
+
+
+def test_frames_leave_room_for_the_run_itself(
+    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pack = comfy
+    model, size = pack.comfy_models.SyncModel(networks), FRAMES * 160 * 144 * 12
+    room = 10_000_000
+    real = pack.comfy_sync._working_memory
+
+    def working(foreseen: Any, of: Any) -> int:
+        plan = foreseen.plan
+        waiting = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
+        assert real(foreseen, of) > waiting * 160 * 144 * 3  # and what the networks compute with
+        return room
+
+    monkeypatch.setattr(pack.comfy_sync, "_working_memory", working)
+    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: size + room)
+    assert len(run(pack, model, output_mode="frames")[0]) == FRAMES
+    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: size + room - 1)
+    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", lambda *given: pytest.fail("begun"))
+    with pytest.raises(InputError, match="of memory are free beside the run; set it to video_file"):
+        run(pack, model, output_mode="frames")
+
+
 def test_frames_that_cannot_fit_are_refused_before_anything_is_loaded(
     comfy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, pack = comfy
-    monkeypatch.setattr(pack.comfy_sync, "available_ram", lambda: 1)
+    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: 1)
     monkeypatch.setattr(pack.comfy_sync, "load_default", lambda allowed: pytest.fail("loaded"))
     with pytest.raises(InputError, match="output_mode is frames, but 20 frames of 144x160 take"):
         run(pack, None, output_mode="frames")
@@ -332,9 +514,23 @@ def test_without_the_model_the_demo_or_the_names_of_the_files(
     model, warnings = pack.comfy_models.load_default(allow_demo=True)
     assert (loaded, model) == (["1.6", "demo"], "demo") and "poor" in warnings[0]
     place = tmp_path / "models" / "latentsync" / "1.6" / "latentsync_unet.pt"
-    with pytest.raises(CheckpointError, match="auto_download") as error:
+    with pytest.raises(CheckpointError, match=re.escape(str(place))):
         pack.comfy_models.load_default(allow_demo=False)
-    assert str(place) in str(error.value)
+
+
+@pytest.mark.parametrize("files", [1, 2, 4])
+def test_a_damaged_or_incomplete_model_is_not_replaced_by_the_demo(
+    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    _, pack = comfy
+    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
+    monkeypatch.setattr(pack.comfy_models, "load_detector", lambda *how: EverySame())
+    for file in (*MODEL_FILES["1.6"], *VAE_FILES)[:files]:
+        path = tmp_path / "models/latentsync" / file.relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(CheckpointError, match=["whisper/tiny.pt", "autoencoder", "", "unet.pt"][files - 1]):
+        pack.comfy_models.load_default(allow_demo=True)
 
 
 def test_downloads_only_when_asked_and_only_what_is_missing(

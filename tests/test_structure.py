@@ -21,7 +21,9 @@ except ModuleNotFoundError:  # Python 3.10
 FOLDERS = ("latentsync", "memsafe")
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
 # Beside web/, all that knows ComfyUI; nothing else may import one of these.
-GUESTS = {"nodes", "media_nodes", "comfy_host", "comfy_models", "comfy_sync", "comfy_video", "sync_inputs"}
+GUESTS = {"nodes", "media_nodes", "sync_inputs"} | {
+    f"comfy_{name}" for name in ("host", "models", "results", "sync", "video")
+}
 # Of these a later version is known to break an environment that holds ComfyUI; requirements.txt says how.
 BOUNDED = ("diffusers",)
 

@@ -1,5 +1,5 @@
 // Puts the live panel on the node LatentSync16MEMSAFE and feeds it with what the server sends; shows the text of
-// LatentSyncMemoryPlan in the node.
+// LatentSyncMemoryPlan in the node. In "Nodes 2.0" the page itself plays the finished video, below the panel.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -7,17 +7,23 @@ import { Panel } from "./panel.js";
 
 const SYNC_NODE = "LatentSync16MEMSAFE";
 const PLAN_NODE = "LatentSyncMemoryPlan";
-const EVENT = "latentsync.memsafe.progress";
+const SAVE_NODE = "LatentSyncSaveVideo";
+const PROGRESS = "latentsync.memsafe.progress";
+const PREVIEW = "b_preview_with_metadata";
 const MARGIN = 10; // px that ComfyUI leaves around a DOM widget
+const LINE = 30; // px, of a widget with one line or nothing yet
 
 const panels = new WeakMap();
+const shows = new WeakMap(); // node -> what shows its result
 
-// The node of an execution id such as "7", or "3:7" for node 7 inside the subgraph node 3.
+// The node of an execution id such as "7", or "3:7" for node 7 inside the subgraph node 3, also where the page
+// gives the subgraph's own id in place of the 3.
 function nodeOf(id) {
-  let [graph, node] = [app.rootGraph ?? app.graph, null];
+  const root = app.rootGraph ?? app.graph;
+  let [graph, node] = [root, null];
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
+    graph = node?.subgraph ?? root.subgraphs?.get(part);
   }
   return node;
 }
@@ -36,21 +42,41 @@ function fit(node) {
   node.setDirtyCanvas(true, true);
 }
 
-// A widget of HTML below the others; height() is in px.
-function addWidget(node, name, element, height) {
-  const room = () => height() + 2 * MARGIN;
+// A widget of HTML below the others, as high as `content`, the part of the element with all that is shown.
+function addWidget(node, name, element, content) {
+  let height = LINE;
+  const room = () => height + 2 * MARGIN;
   const options = { serialize: false, hideOnZoom: false, getMinHeight: room, getMaxHeight: room };
   const widget = node.addDOMWidget(name, `latentsync_${name}`, element, options);
   widget.serialize = false; // no value of it in saved workflows
+  fit(node);
+  new ResizeObserver(() => {
+    if (!content.offsetHeight) return; // out of view
+    height = Math.max(LINE, content.offsetHeight);
+    fit(node);
+  }).observe(content);
+
+  // Nor the room for what it shows: to undo, and to a workflow that is opened again, that is no change.
+  const { onSerialize } = node;
+  node.onSerialize = function (saved) {
+    onSerialize?.apply(this, arguments);
+    saved.size[1] -= height - LINE;
+  };
 }
 
-// Calls act(output) with what the node's run, or ComfyUI's cache, shows.
-function onResult(node, act) {
+// Calls show(output) with what the node's run, or ComfyUI's cache, gives.
+function onResult(node, show) {
+  shows.set(node, show);
   const { onExecuted } = node;
   node.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
-    act(output ?? {});
+    show(output);
   };
+}
+
+// Undo, and a tab that is opened again, make new nodes; the page has kept what the old ones gave.
+function showAgain(outputs) {
+  for (const [id, output] of Object.entries(outputs)) shows.get(nodeOf(id))?.(output);
 }
 
 function addPlan(node) {
@@ -58,35 +84,25 @@ function addPlan(node) {
   const text = frame.appendChild(document.createElement("div"));
   text.className = "latentsync-plan";
   Object.assign(text.style, { font: "11px/1.4 monospace", color: "var(--input-text)" });
-  addWidget(node, "plan", frame, () => text.offsetHeight);
+  addWidget(node, "plan", frame, text);
   onResult(node, (output) => {
-    text.replaceChildren(...(output.text ?? []).join("\n").split("\n").map((line) => {
+    text.replaceChildren(...(output?.text ?? []).join("\n").split("\n").map((line) => {
       const row = document.createElement("div");
       row.textContent = line;
       Object.assign(row.style, { whiteSpace: "pre-wrap", paddingLeft: "15ch", textIndent: "-15ch" }); // its first column
       return row;
     }));
-    fit(node);
   });
 }
 
 function addPanel(node) {
-  const panel = new Panel({
-    language: language(),
-    urlOf,
-    onResize: () => panels.has(node) && fit(node),
-  });
+  const panel = new Panel({ language: language(), urlOf });
   panels.set(node, panel);
-  addWidget(node, "progress", panel.element, () => panel.height);
+  addWidget(node, "progress", panel.element, panel.body);
 
   // The canvas would draw previews and result too, and keeps the last still over the video (frontend 1.32).
   node.onDrawBackground = () => {};
-  onResult(node, ({ images }) => images?.length && !drawsItself() && panel.play(images[0]));
-}
-
-// In "Nodes 2.0" ComfyUI shows previews and results below the widgets, whatever a node does.
-function drawsItself() {
-  return Boolean(LiteGraph.vueNodesMode);
+  onResult(node, (output) => output?.images?.length && panel.play(output.images[0]));
 }
 
 function toPanel(id, act) {
@@ -94,13 +110,23 @@ function toPanel(id, act) {
   if (panel) act(panel);
 }
 
+// Stills go to the panel alone: in "Nodes 2.0" the page would show the last one in place of the video (frontend
+// 1.32). A subgraph node around ours still gets them.
+function onPreview(event) {
+  const { blob, displayNodeId } = event.detail;
+  toPanel(displayNodeId, (panel) => {
+    event.stopImmediatePropagation();
+    panel.preview(blob);
+    const outer = displayNodeId.split(":").slice(0, -1).join(":");
+    if (outer) api.dispatchCustomEvent(PREVIEW, { ...event.detail, displayNodeId: outer });
+  });
+}
+
 const extension = {
   name: "LatentSync.MEMSAFE",
   setup() {
-    api.addEventListener(EVENT, ({ detail }) => toPanel(detail.node, (panel) => panel.update(detail)));
+    api.addEventListener(PROGRESS, ({ detail }) => toPanel(detail.node, (panel) => panel.update(detail)));
     api.addEventListener("executing", ({ detail }) => detail && toPanel(detail, (panel) => panel.reset()));
-    api.addEventListener("b_preview_with_metadata", ({ detail }) => drawsItself()
-      || toPanel(detail.displayNodeId, (panel) => panel.preview(detail.blob)));
     api.addEventListener("execution_interrupted", ({ detail }) =>
       toPanel(detail.node_id, (panel) => panel.end("stopped")));
     api.addEventListener("execution_error", ({ detail }) =>
@@ -109,9 +135,16 @@ const extension = {
   nodeCreated(node) {
     if (node.comfyClass === SYNC_NODE) addPanel(node);
     if (node.comfyClass === PLAN_NODE) addPlan(node);
+    // Otherwise the page takes a file for a picture, unless some input is VIDEO and nothing else.
+    if ([SYNC_NODE, SAVE_NODE].includes(node.comfyClass)) node.previewMediaType = "video";
   },
+  onNodeOutputsUpdated: showAgain,
+  afterConfigureGraph: () => showAgain(app.nodeOutputs),
 };
 
 // This folder may be served under two names: the pack's folder, and the project's for folders whose names
 // ComfyUI's server cannot serve (spaces, letters beyond ASCII).
-if (!app.extensions.some(({ name }) => name === extension.name)) app.registerExtension(extension);
+if (!app.extensions.some(({ name }) => name === extension.name)) {
+  app.registerExtension(extension);
+  api.addEventListener(PREVIEW, onPreview); // not in setup, when the page listens already
+}

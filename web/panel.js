@@ -33,6 +33,7 @@ const STYLE = `
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; }
 .latentsync-panel video, .latentsync-panel img { display: block; width: 100%; max-height: 320px; border-radius: 4px;
   object-fit: contain; background: #000; }
+.lg-node .latentsync-panel video { display: none; } /* in "Nodes 2.0" the page plays it too */
 .latentsync-panel [hidden] { display: none; }
 `;
 
@@ -65,8 +66,8 @@ function element(tag, name, parent) {
 }
 
 export class Panel {
-  // urlOf(file) is where {filename, subfolder, type} can be read; onResize() is called when the height changed.
-  constructor({ language, urlOf, onResize }) {
+  // urlOf(file) is where {filename, subfolder, type} can be read. All that is shown is in `body`.
+  constructor({ language, urlOf }) {
     if (!document.getElementById("latentsync-panel-style")) {
       const style = element("style", "", document.head);
       style.id = "latentsync-panel-style";
@@ -74,7 +75,6 @@ export class Panel {
     }
     this.texts = TEXTS[language] ?? TEXTS.en;
     this.urlOf = urlOf;
-    this.onResize = onResize;
     this.element = element("div", "");
     this.element.className = "latentsync-panel";
     this.body = element("div", "body", this.element);
@@ -94,10 +94,8 @@ export class Panel {
     this.notes = element("div", "line", this.body);
     this.warning = element("div", "warning", this.body);
     this.picture = element("img", "", this.body);
-    this.picture.addEventListener("load", () => this.onResize());
     this.video = element("video", "", this.body);
     Object.assign(this.video, { controls: true, loop: true, muted: true, autoplay: true, playsInline: true });
-    this.video.addEventListener("loadedmetadata", () => this.onResize());
   }
 
   addBar(row) {
@@ -111,22 +109,17 @@ export class Panel {
     return { ...this.addBar(row), value: element("span", "value", row) };
   }
 
-  // The height of what is shown, px; unknown, hence a line's, until it is in the page.
-  get height() {
-    return Math.max(30, this.body.offsetHeight);
-  }
-
   reset() {
     for (const part of [this.badge, this.percent, this.bar.row, this.line, this.notes, this.warning, this.picture,
       this.video, this.vram.row, this.ram.row]) part.hidden = true;
     this.video.removeAttribute("src");
     this.stage.textContent = this.texts.idle;
-    this.onResize();
   }
 
   // One event as the node sends it; see comfy_host.py.
   update(state) {
     const { texts } = this;
+    this.video.hidden ||= state.stage !== "done"; // of an earlier run
     this.show(this.badge, state.tier);
     this.stage.textContent = texts.stages[state.stage] ?? state.stage;
     const share = state.total ? Math.min(1, state.done / state.total) : null;
@@ -146,7 +139,6 @@ export class Panel {
     ].filter(Boolean).join(" · "));
     this.show(this.warning, state.warnings.join("\n"));
     this.warning.title = this.warning.textContent; // all of it; only its first lines are shown
-    this.onResize();
   }
 
   updateMemory(part, pair) {
@@ -177,7 +169,6 @@ export class Panel {
   end(how) {
     this.stage.textContent = this.texts[how];
     this.percent.hidden = true;
-    this.onResize();
   }
 
   show(part, text) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,8 +23,7 @@ log = logging.getLogger(__name__)
 class SoundClip:
     """The first sound stream of a file from `start` seconds on, `seconds` long; None: to its end.
 
-    Time counts from the first sample that is heard, which every part of this package takes to sound with
-    the first frame.
+    Time counts from the first sample that is heard; a negative `start` puts silence before it.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class SoundClip:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of the stream is left out."""
+        """Whether this is the stream as it is, nothing left out or put before it."""
         return not self.start and self.seconds is None
 
     def part(self, start: Fraction, seconds: Fraction | None = None) -> SoundClip:
@@ -55,6 +55,8 @@ class SoundClip:
                 rate, channels = block_rate, len(block)
                 first = round(self.start * rate)
                 last = None if self.seconds is None else round((self.start + self.seconds) * rate)
+                silence = max(0, -first if last is None else min(-first, last - first))
+                blocks.append(np.zeros((channels, silence), np.float32))
             samples = resample(_spread(to_float(block), channels), block_rate, rate)
             cut = slice(max(0, first - position), None if last is None else max(0, last - position))
             blocks.append(samples[:, cut])
@@ -75,6 +77,17 @@ def sound_of(path: Path) -> SoundClip | None:
         log.warning("%s is used without its sound: %s", path, error)
         return None
     return SoundClip(path)
+
+
+def first_heard(path: Path) -> Fraction | None:
+    """When the first sample of a file with sound is heard, in seconds by its clock; None where it does not say."""
+    with av.open(str(path.absolute()), metadata_errors="ignore") as container:
+        for packet in container.demux(audio=0):
+            with suppress(av.FFmpegError):  # a damaged packet: the sound begins after it
+                for frame in packet.decode():
+                    if frame.samples:
+                        return None if frame.pts is None else frame.pts * frame.time_base
+    return None
 
 
 def _spread(samples: np.ndarray, channels: int) -> np.ndarray:

@@ -16,9 +16,10 @@ def trim(samples: np.ndarray, rate: int, start: float, seconds: float | None = N
     last = None if seconds is None else first + round(seconds * rate)
     part = samples[:, first:last]
     if not part.shape[1]:
+        length = "" if seconds is None else f" and is {seconds:g} s long"
         raise AudioError(
-            f"Nothing is left of the sound: it lasts {samples.shape[1] / rate:.2f} s and the part begins at "
-            f"{start:g} s; begin earlier."
+            f"Nothing is left of the sound: it lasts {samples.shape[1] / rate:.2f} s, and the part begins at "
+            f"{start:g} s{length}; choose another part."
         )
     return part
 

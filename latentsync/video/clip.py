@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..audio.clip import SoundClip, sound_of
+from ..audio.clip import SoundClip, first_heard, sound_of
+from .decode import decoded, open_container
 from .encoder import x264
 from .presets import Preset
 from .reader import VideoFile, open_video
@@ -20,7 +21,12 @@ from .selection import SelectedFrames
 from .source import FrameSource
 from .writer import VideoWriter
 
-Sound = SoundClip | tuple[np.ndarray, int]
+Samples = tuple[np.ndarray, int]  # float32 [channels, t] and the sample rate
+Sound = SoundClip | Samples | Callable[[], Samples]  # the last: found out when somebody reads it
+
+# By how much the first sample may miss the first frame, seconds: less is rounding of Matroska's clock (1 ms),
+# more a broken clock.
+_OFFSETS = (Fraction(1, 1000), 60)
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,12 @@ class Clip:
     """A frame source and what sounds with it, both beginning at time 0."""
 
     frames: FrameSource
-    sound: Sound | None = None  # or (float32 [channels, t], sample rate)
+    sound: Sound | None = None
     file: Path | None = None  # where both are exactly what this file holds
 
-    def read_sound(self) -> tuple[np.ndarray, int] | None:
+    def read_sound(self) -> Samples | None:
         """Float32 [channels, t] and the sample rate; None where nothing sounds."""
-        sound = self.sound.read() if isinstance(self.sound, SoundClip) else self.sound
+        sound = None if self.sound is None else _read(self.sound)
         return sound if sound is not None and sound[0].shape[1] else None
 
     def selected(self, skip: int = 0, cap: int | None = None, every: int = 1) -> Clip:
@@ -51,10 +57,15 @@ class Clip:
 
 
 def open_clip(path: str | Path, fps: Fraction | None = None) -> Clip:
-    """A file as a Clip; `fps` puts its pictures on another time grid. Raises VideoError if it has none."""
-    frames = open_video(path, fps)
-    untouched = fps is None and isinstance(frames, VideoFile)
-    return Clip(frames, sound_of(Path(path)), Path(path) if untouched else None)
+    """A file as a Clip; `fps` puts its pictures on another time grid. Raises VideoError if it has none.
+
+    Sound that begins before the first frame is cut there; what begins later has silence before it.
+    """
+    path, frames = Path(path), open_video(path, fps)
+    sound = sound_of(path)
+    if not isinstance(frames, VideoFile):
+        return Clip(frames, sound)
+    return Clip(frames, sound and _from_first_frame(sound, path), path if fps is None else None)
 
 
 def write_clip(
@@ -92,16 +103,43 @@ def write_clip(
             tick(number)
 
 
-def _writable(clip: Clip) -> Path | tuple[np.ndarray, int] | None:
+def _from_first_frame(sound: SoundClip, path: Path) -> SoundClip:
+    shown, heard = _first_shown(path), first_heard(path)
+    if shown is None or heard is None or not _OFFSETS[0] < abs(shown - heard) <= _OFFSETS[1]:
+        return sound
+    return sound.part(shown - heard)
+
+
+def _first_shown(path: Path) -> Fraction | None:
+    """When the first picture is shown, in seconds by the file's clock; None where it does not say, as in AVI."""
+    container, stream = open_container(path)
+    with container:
+        picture = next(decoded(container, stream, lambda reason: None))
+        if container.format.name == "avi" or picture.pts is None:
+            return None
+        return picture.pts * picture.time_base
+
+
+def _writable(clip: Clip) -> Path | Samples | None:
     """What a writer takes: the file itself for all of its sound, so that it can be copied."""
     if isinstance(clip.sound, SoundClip) and clip.sound.whole:
         return clip.sound.path
     return clip.read_sound()
 
 
+def _read(sound: Sound) -> Samples:
+    if isinstance(sound, SoundClip):
+        return sound.read()
+    return sound() if callable(sound) else sound
+
+
 def _part(sound: Sound, start: Fraction, seconds: Fraction | None) -> Sound:
     if isinstance(sound, SoundClip):
         return sound.part(start, seconds)
-    samples, rate = sound
-    samples = samples[:, round(start * rate) :]
-    return samples[:, : None if seconds is None else round(seconds * rate)], rate
+
+    def cut() -> Samples:
+        samples, rate = _read(sound)
+        samples = samples[:, round(start * rate) :]
+        return samples[:, : None if seconds is None else round(seconds * rate)], rate
+
+    return cut

@@ -39,6 +39,8 @@ def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
     try:
         # Absolute, so that a name such as "take:2.mp4" is not taken for a network protocol.
         container = av.open(str(path.absolute()), metadata_errors="ignore")
+    except FileNotFoundError:
+        raise VideoError(f"There is no video at {path} any more; it was moved or deleted.") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"{path} is not a readable video ({_reason(error)}): it is damaged, incomplete (an interrupted "

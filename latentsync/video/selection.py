@@ -21,7 +21,10 @@ class SelectedFrames(ClosingSource):
 
     def __init__(self, source: FrameSource, skip: int = 0, cap: int | None = None, every: int = 1) -> None:
         if skip < 0 or every < 1 or (cap is not None and cap < 1):
-            raise ValueError(f"skip={skip}, cap={cap}, every={every}; expected at least 0, 1, 1")
+            raise VideoError(
+                f"A part of a video is to skip {skip} frames and take {cap}, every {every}th; expected at least "
+                "0, 1 and 1."
+            )
         self._source, self._skip, self._cap, self._every = source, skip, cap, every
         self.fps = source.fps / every
         if self.fps < 1:

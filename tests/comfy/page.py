@@ -30,10 +30,13 @@ class Page:
         page.on("console", self._note)
         page.on("request", lambda request: self.hosts.add(urlparse(request.url).netloc))
         page.goto(url)
-        page.wait_for_function("window.app?.extensionManager && window.app.graph && window.app.vueAppReady")
-        page.evaluate(
+        self._wait_until_ready()
+        page.evaluate("app.graph.clear()")
+
+    def _wait_until_ready(self) -> None:
+        self.page.wait_for_function("window.app?.extensionManager && app.graph && app.vueAppReady")
+        self.page.evaluate(
             """() => {
-                app.graph.clear();
                 window.ended = [];
                 for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
                     app.api.addEventListener(kind, ({detail}) => ended.push([kind, detail]));
@@ -75,6 +78,14 @@ class Page:
             }""",
             [kind, [x, y], values],
         )
+
+    def heights(self, node: int) -> tuple[float, float]:
+        """Of a node, as it is drawn and as it is saved, px."""
+        drawn, saved = self.page.evaluate(
+            "(id) => [app.graph.getNodeById(id), app.graph.getNodeById(id).serialize()].map((n) => n.size[1])",
+            node,
+        )
+        return drawn, saved
 
     def set_values(self, node: int, **values: Any) -> None:
         """Set widgets of a node."""
@@ -139,6 +150,32 @@ class Page:
             }""",
             kind,
         )
+
+    @contextmanager
+    def nodes_2(self) -> Iterator[None]:
+        """Nodes as ComfyUI's new design draws them, all of them in view."""
+        switch = "(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+        self.page.evaluate(switch, True)
+        try:
+            self.command("Comfy.Canvas.FitView")
+            yield
+        finally:
+            self.page.evaluate(switch, False)
+
+    def command(self, name: str) -> None:
+        """What a menu entry or a key does."""
+        self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
+
+    def note_changes(self) -> None:
+        """As after every click: what has changed in the graph can be undone, and is there after a reload."""
+        self.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+
+    def reload(self) -> None:
+        """Load the page again, with the graph it had."""
+        self.note_changes()
+        self.page.reload()
+        self._wait_until_ready()
+        self.page.wait_for_function("app.graph.nodes.length")
 
     def queue(self) -> None:
         """Press Run."""

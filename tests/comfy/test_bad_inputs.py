@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import av
 import pytest
@@ -57,7 +58,45 @@ def test_missing_checkpoint_names_files_and_folder(comfy: Server) -> None:
     assert str(comfy.base / "models" / "latentsync") in message
     prompt = sync_prompt(model=["6", 0])
     prompt["6"] = loader("1.5")
-    assert "latentsync_unet.pt" in failure(comfy, prompt)
+    message = failure(comfy, prompt)
+    assert "latentsync_unet.pt; choose checkpoint 1.5 and auto_download in the LatentSync Model Loader" in (
+        message.replace(f", {comfy.base / 'models/latentsync/1.5/whisper/tiny.pt'}", "")
+    )
+
+
+def test_half_a_checkpoint_is_not_replaced_by_the_demo(comfy: Server) -> None:
+    half = comfy.base / "models/latentsync/1.6/latentsync_unet.pt"
+    half.parent.mkdir()
+    try:
+        half.write_bytes(b"PK")
+        message = failure(comfy, sync_prompt(seed=5))
+    finally:
+        shutil.rmtree(half.parent)
+    assert f"is missing {half.parent / 'whisper/tiny.pt'};" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "primitive", "value", "expected"),
+    [
+        ("inference_steps", "PrimitiveInt", 0, "inference_steps is 0; expected 1 to 999."),
+        ("lips_expression", "PrimitiveFloat", 0.5, "lips_expression is 0.5; expected 1.0 to 3.0."),
+        ("vram_limit_gb", "PrimitiveFloat", -1.0, "vram_limit_gb is -1.0; expected 0.0 to 1024.0."),
+    ],
+)
+def test_a_value_over_a_link_is_held_to_the_widget(
+    comfy: Server, name: str, primitive: str, value: float, expected: str
+) -> None:
+    prompt = sync_prompt(**{name: ["9", 0]})
+    prompt["9"] = node(primitive, value=value)
+    assert failure(comfy, prompt) == expected
+
+
+def test_null_and_a_point_outside_are_named_as_in_the_node(comfy: Server) -> None:
+    assert failure(comfy, sync_prompt(memory_mode=None)).startswith("memory_mode is None; expected one of: ")
+    outside = sync_prompt(face_selection="position", face_x=5000, face_y=10)
+    assert failure(comfy, outside).startswith(
+        "face_x and face_y are (5000, 10), outside the video of 320x320;"
+    )
 
 
 @pytest.mark.parametrize(

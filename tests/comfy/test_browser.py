@@ -40,6 +40,20 @@ def look(page: Page, name: str) -> None:
         page.page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+def add_sync(page: Page, **values: Any) -> int:
+    """The sync node with a video and a sound connected; returns its id."""
+    sync = page.add("LatentSync16MEMSAFE", 620, 90, lips_expression=1.0, **values)
+    page.connect(page.add("LoadVideo", 60, 130, file="talk.mp4"), 0, sync, "video")
+    page.connect(page.add("LoadAudio", 60, 620, audio="speech.wav"), 0, sync, "audio")
+    return sync
+
+
+def wait_for_video(page: Page, selector: str) -> None:
+    """Until a video is there of which pictures have come."""
+    page.page.wait_for_function(f"document.querySelector('{selector}')?.videoWidth === 320")
+    assert page.page.locator(selector).is_visible()
+
+
 def bar_width(page: Page) -> float:
     """How far the panel's bar is, 0 to 100."""
     return float(
@@ -77,9 +91,7 @@ def test_node_from_the_library_is_connected_and_run_and_plays_its_video(page: Pa
 
 
 def test_cancelled_run_says_so_in_the_panel(page: Page) -> None:
-    sync = page.add("LatentSync16MEMSAFE", 620, 90, inference_steps=500)
-    page.connect(page.add("LoadVideo", 60, 130, file="talk.mp4"), 0, sync, "video")
-    page.connect(page.add("LoadAudio", 60, 620, audio="speech.wav"), 0, sync, "audio")
+    add_sync(page, inference_steps=500)
     page.queue()
     page.page.wait_for_function(f"document.querySelector('{PANEL}').innerText.includes('Preparing')")
     page.page.get_by_role("button", name="Cancel current run").click()
@@ -123,11 +135,71 @@ def test_panel_works_in_a_folder_with_an_awkward_name(comfy: Server) -> None:
         page.page.wait_for_selector(PANEL)
 
 
-def test_panel_is_there_in_nodes_2(page: Page) -> None:
-    page.page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
-    try:
-        page.add("LatentSync16MEMSAFE", 300, 150)
+def test_videos_play_in_nodes_2(page: Page) -> None:
+    sync, save = add_sync(page, inference_steps=2), page.add("LatentSyncSaveVideo", 1120, 90)
+    page.connect(sync, 3, save, "video")
+    with page.nodes_2():
         page.page.wait_for_selector(f".lg-node {PANEL}")
+        page.queue()
+        page.page.wait_for_function(f"document.querySelector('{PANEL} img').naturalWidth > 0")  # a still
+        look(page, "nodes 2 running")
+        assert page.wait_for_end()[0] == "execution_success"
+        for node in (sync, save):
+            wait_for_video(page, f'[data-node-id="{node}"] .lg-node-content video')
         look(page, "nodes 2")
-    finally:
-        page.page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+        assert page.page.get_by_text("failed to load").count() == 0
+        assert page.page.locator(".lg-node img:visible").count() == 0  # the last still
+        assert not page.page.locator(f"{PANEL} video").is_visible()
+        assert "Done" in page.page.locator(PANEL).inner_text()
+    wait_for_video(page, f"{PANEL} video")  # also when nodes are drawn as before again
+
+
+def test_results_come_back_with_the_graph(page: Page) -> None:
+    sync, plan = add_sync(page, inference_steps=1), page.add("LatentSyncMemoryPlan", 1020, 90)
+    page.page.wait_for_selector(PANEL)
+    heights = [page.heights(sync), page.heights(plan)]
+    page.queue()
+    assert page.wait_for_end()[0] == "execution_success"
+
+    def expect_results() -> None:
+        wait_for_video(page, f"{PANEL} video")
+        page.page.wait_for_function("/compact/.test(document.querySelector('.latentsync-plan').innerText)")
+        for node, (shown, saved) in zip((sync, plan), heights, strict=True):
+            page.page.wait_for_function(f"app.graph.getNodeById({node}).size[1] > {shown} + 50")
+            assert page.heights(node)[1] == saved  # to undo, no change
+
+    expect_results()
+    page.note_changes()
+    page.page.evaluate(f"app.graph.getNodeById({plan}).pos = [1080, 200]")
+    page.note_changes()
+    page.page.keyboard.press("Control+z")
+    page.page.wait_for_function(f"app.graph.getNodeById({plan}).pos[0] === 1020")
+    expect_results()
+    look(page, "undone")
+
+    page.command("Comfy.NewBlankWorkflow")
+    page.page.wait_for_function("!app.graph.nodes.length")
+    page.command("Workspace.PreviousOpenedWorkflow")
+    expect_results()
+
+    page.page.evaluate(
+        "app.loadGraphData(app.graph.serialize(), true, true, app.extensionManager.workflow.activeWorkflow)"
+    )
+    expect_results()
+
+    page.page.evaluate("app.loadGraphData(app.graph.serialize())")  # a saved workflow: nothing to show yet
+    page.page.wait_for_function(f"document.querySelector('{PANEL}').innerText === 'Ready'")
+    assert [page.heights(sync), page.heights(plan)] == heights
+    look(page, "opened")
+
+
+def test_run_is_shown_again_after_a_reload_of_the_page(page: Page) -> None:
+    add_sync(page, inference_steps=10)
+    page.queue()
+    page.page.wait_for_function(f"/window \\d/.test(document.querySelector('{PANEL}').innerText)")
+    page.reload()
+    page.page.wait_for_function(f"/Syncing.*window \\d/s.test(document.querySelector('{PANEL}')?.innerText)")
+    assert {"compact", "RAM"} <= set(page.page.locator(PANEL).inner_text().split())
+    look(page, "reloaded")
+    assert page.wait_for_end()[0] == "execution_success"
+    wait_for_video(page, f"{PANEL} video")

@@ -7,7 +7,7 @@ from comfy_server import PACK_FOLDER, Server
 from media import make_clip, tone
 
 SCRIPT = """
-import gc, importlib.util, io, sys
+import gc, importlib.util, io, os, sys
 from pathlib import Path
 
 folder, base = sys.argv[1:]
@@ -21,9 +21,21 @@ sys.modules[folder] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 
 import av, folder_paths, numpy as np, torch
-from comfy_api.latest import InputImpl
+from comfy_api.latest import InputImpl, Types
 
 videos = importlib.import_module(folder + ".comfy_video")
+media = importlib.import_module(folder + ".media_nodes")
+
+
+def said(call, *given, **named):
+    try:
+        call(*given, **named)
+    except Exception as error:
+        assert type(error).__name__ in ("VideoError", "AudioError", "InputError"), repr(error)
+        return str(error)
+    raise AssertionError("no error")
+
+
 whole = videos.LazyVideo(videos.open_clip(Path(base, "input", "streamed.mp4")))
 part = videos.LazyVideo(whole.clip.selected(2, 10))
 temp = Path(folder_paths.get_temp_directory(), "latentsync")
@@ -55,10 +67,45 @@ with torch.inference_mode():
     assert components.audio["waveform"].shape == (1, 2, 8820)
     assert part.as_trimmed(9) is None and part.as_trimmed(0, 1, True) is None
     assert part.as_trimmed(0, 1).get_frame_count() == 10
+    for start, duration, kept in [(-0.2, 0, slice(5, 10)), (-0.2, 0.08, slice(5, 7)), (-9, 0.08, slice(0, 2))]:
+        images = part.as_trimmed(start, duration).get_components().images  # from the end, as ComfyUI counts
+        assert torch.equal(images, part.get_components().images[kept])
+
+    os.unlink(source)  # by somebody who emptied the folder
+    with av.open(part.get_stream_source()) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 10
+    source = part.get_stream_source()
+
+    free, videos.available_ram = videos.available_ram, lambda: 10 * 48 * 64 * 12 - 1
+    assert "all 10 frames of 64x48 as images" in said(part.get_components)
+    videos.available_ram = free
+
+    assert "gave nothing; expected VIDEO or IMAGE" in said(videos.clip_of, None, 25.0)
+    linked = said(media.check_linked, media.LatentSyncVideoLengthAdjuster, mode="bogus")
+    assert linked == "mode is 'bogus'; expected one of: bounce, loop, freeze, cut_off, silence."
+    assert said(media.check_linked, media.LatentSyncAudio, start=None).startswith("start is None; expected 0.0 to")
+
+    copy = Path(base, "input", "copy.mp4")
+    copy.write_bytes(Path(whole.get_stream_source()).read_bytes())
+    gone = videos.LazyVideo(videos.open_clip(copy))
+    copy.write_bytes(b"another")
+    assert "moved, deleted or replaced" in said(videos.clip_of, gone, 25.0)
+    copy.unlink()
+    assert "moved, deleted or replaced" in said(gone.get_stream_source)
+
+    bad = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 16000}
+    parts = Types.VideoComponents(images=torch.zeros(9, 8, 8, 3), audio=bad, frame_rate=25)
+    unheard = videos.clip_of(InputImpl.VideoFromComponents(parts), 1.0)
+    assert unheard.selected(2).frames.frame_estimate == 7
+    assert "audio array is empty" in said(unheard.selected(2).read_sound)
 
     class Cut(InputImpl.VideoFromFile):  # as newer versions of ComfyUI do
         def get_active_trim_window(self):
             return 0.4, 0.2
+
+    class FromTheEnd(InputImpl.VideoFromFile):
+        def get_active_trim_window(self):
+            return -0.2, 0.0
 
     class Edited(InputImpl.VideoFromFile):
         def has_pending_frame_edits(self):
@@ -69,9 +116,11 @@ with torch.inference_mode():
 
     cut = videos.clip_of(Cut(whole.get_stream_source()), 1.0)
     assert torch.equal(videos.LazyVideo(cut).get_components().images, whole.get_components().images[10:15])
+    last = videos.clip_of(FromTheEnd(whole.get_stream_source()), 1.0)
+    assert torch.equal(videos.LazyVideo(last).get_components().images, whole.get_components().images[25:])
     assert videos.clip_of(Edited(source), 1.0).frames.frame_estimate == 10
 
-del part, again, trimmed, core, cut
+del part, again, trimmed, core, cut, last
 gc.collect()
 assert set(temp.iterdir()) == before
 print("done")

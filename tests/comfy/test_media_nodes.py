@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from comfy_server import RefusedError, Server
 from media import decoded_sound, make_clip, make_sound, number_of, tone
+from shifted import shifted
 
 NODES = ("LatentSyncLoadVideo", "LatentSyncVideoLengthAdjuster", "LatentSyncAudio", "LatentSyncSaveVideo")
 Prompt = dict[str, Any]
@@ -45,6 +47,7 @@ def media(comfy: Server) -> Iterator[Server]:
     folder = comfy.base / "input"
     make_clip(folder / "counted.mp4", 50, audio=tone(2, channels=2))
     make_clip(folder / "pcm.mov", 30, audio=tone(1.2, channels=2), audio_codec="pcm_s16le")
+    shifted(folder / "pcm.mov", folder / "late.mov", "audio", 0.36)
     make_clip(folder / "mute.mp4", 20)
     make_clip(folder / "turned.mp4", 10, rotation=90)
     make_clip(folder / "long.mp4", 250, size=(1280, 720), audio=tone(10))
@@ -105,6 +108,61 @@ def test_what_browsers_do_not_play_is_shown_through_a_copy(media: Server, kind: 
         assert container.streams.video[0].codec_context.name == codec
     heard = decoded_sound(media.base / "input/pcm.mov")[:, 44100 // 25 :]
     np.testing.assert_array_equal(decoded_sound(made), heard)
+
+
+def test_copies_that_are_only_shown_are_those_of_the_last_run(media: Server) -> None:
+    """A node that is given a list shows one copy for every item, and they all stay."""
+    folder = media.base / "temp/latentsync"
+    prompt = {
+        "1": load("mute.mp4", frame_load_cap=10),
+        "2": node("GetVideoComponents", video=["1", 0]),
+        "3": node("RebatchImages", images=["2", 0], batch_size=5),
+        "4": save(["3", 0], format="mkv (H.264)"),
+        "5": save(["1", 0], format="mkv (H.264)"),
+    }
+    others = set(folder.iterdir())
+    for crf in (16, 20, 24):
+        prompt["4"]["inputs"]["crf"] = crf
+        run = media.run(prompt)
+        shown = [media.path(file) for file in run.files("4")]
+        assert [numbers(path) for path in shown] == [[*range(5)], [*range(5, 10)]]
+        assert set(folder.iterdir()) - others >= set(shown)
+        if crf == 16:
+            (other,) = [media.path(file) for file in run.files("5")]
+        assert set(folder.iterdir()) - others == {*shown, other}
+
+
+def test_the_date_in_a_name_is_filled_in(media: Server) -> None:
+    codes = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+    name = "media/%date:" + "-".join(codes) + "%_%date:M.d.h.m.s%_%width%"
+    before = datetime.now().replace(microsecond=0)
+    path = saved(media, {"1": load("mute.mp4"), "2": save(["1", 0], filename_prefix=name)}, "2")
+    long, short, width, _ = path.stem.split("_", 3)
+    made = datetime.strptime(long, "-".join(codes.values()))
+    assert before <= made <= datetime.now()
+    assert short == f"{made.month}.{made.day}.{made.hour}.{made.minute}.{made.second}"
+    assert width == "64"
+
+
+def test_a_delay_of_the_sound_is_kept(media: Server) -> None:
+    """Untouched or in part, through VIDEO or AUDIO."""
+    prompt = {
+        "1": load("late.mov"),
+        "2": load("late.mov", skip_first_frames=3),
+        "3": node("SaveAudio", audio=["1", 1], filename_prefix="media/sound"),
+        "4": save(["1", 0], format="mov (ProRes 422 HQ)"),
+        "5": save(["2", 0]),
+        "6": node("LoadVideo", file="late.mov"),
+        "7": save(["6", 0], format="mkv (H.264)"),
+    }
+    run = media.run(prompt)
+    assert run.ended == "execution_success", run.error
+    sound = decoded_sound(media.base / "input/pcm.mov")
+    whole = np.pad(sound, ((0, 0), (round(0.36 * 44100), 0)))[:, : 30 * 1764]
+    for which, begin in {"3": 0, "4": 0, "5": 3, "7": 0}.items():
+        expected = whole[:, begin * 1764 :]
+        heard = decoded_sound(media.path(run.files(which)[0]))[:, : expected.shape[1]]  # a packet may go on
+        np.testing.assert_allclose(heard, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["bounce", "loop", "freeze", "cut_off", "silence"])
@@ -197,6 +255,60 @@ def test_what_is_wrong_is_said(media: Server) -> None:
         ({"1": load("mute.mp4", force_rate=0.5), "2": save(["1", 0])}, "expected 1 to 240"),
     ]:
         assert words in media.run(prompt).error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("select_every_nth", 0, "1 to 1000"),
+        ("frame_load_cap", -1, "0 to 2147483647"),
+        ("skip_first_frames", -3, "0 to 2147483647"),
+        ("force_rate", -1.5, "0.0 to 240.0"),
+        ("start", -0.3, "0.0 to 86400.0"),
+        ("silence_after", -0.3, "0.0 to 86400.0"),
+        ("sample_rate", -5, "0 to 192000"),
+        ("crf", 99, "0 to 51"),
+    ],
+)
+def test_a_linked_value_has_the_range_of_its_widget(
+    media: Server, name: str, value: float, expected: str
+) -> None:
+    """ComfyUI itself checks only what is typed."""
+    usual = {"start": 0, "duration": 0, "offset": 0, "gain_db": 0, "sample_rate": 0, "silence_after": 0}
+    prompt = {
+        "1": load("counted.mp4"),
+        "2": node("LatentSyncAudio", audio=["1", 1], **usual),
+        "3": save(["1", 0], audio=["2", 0]),
+        "4": node("PrimitiveInt" if isinstance(value, int) else "PrimitiveFloat", value=value),
+    }
+    (taker,) = [taken for taken in prompt.values() if name in taken["inputs"]]
+    taker["inputs"][name] = ["4", 0]
+    assert media.run(prompt).error == f"{name} is {value}; expected {expected}."
+
+
+def test_sound_that_cannot_be_used_counts_only_where_it_is_used(media: Server) -> None:
+    prompt = {
+        "1": load("mute.mp4"),
+        "2": node("GetVideoComponents", video=["1", 0]),
+        "3": node("CreateVideo", images=["2", 0], audio=["1", 1], fps=25.0),
+        "4": save(["3", 0]),
+    }
+    assert "The video has no sound" in media.run(prompt).error
+    prompt["5"] = load("pcm.mov", frame_load_cap=20)
+    prompt["4"]["inputs"]["audio"] = ["5", 1]
+    assert decoded_sound(saved(media, prompt, "4")).shape == (2, 20 * 1764)
+
+
+def test_a_result_that_was_moved_is_asked_for_again(media: Server) -> None:
+    """Its node does not run again by itself, for nothing that it depends on has changed."""
+    first = save(["1", 0], filename_prefix="media/moved")
+    prompt = {"1": load("mute.mp4", skip_first_frames=1), "2": first, "3": save(["2", 0])}
+    saved(media, prompt, "2").unlink()
+    prompt["3"]["inputs"]["format"] = "mkv (H.264)"
+    error = media.run(prompt).error
+    assert "media/moved_00001_.mp4 was moved, deleted or replaced" in error and "run it again" in error
+    first["inputs"]["crf"] = 20
+    assert saved(media, prompt, "3").is_file()
 
 
 def test_a_file_is_read_again_only_when_it_has_changed(media: Server) -> None:
