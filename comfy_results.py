@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,22 +9,19 @@ from typing import Any
 
 import folder_paths
 import torch
-from comfy.cli_args import args
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from .comfy_video import LazyVideo, as_text
+from .comfy_files import Draft
+from .comfy_video import LazyVideo
 from .latentsync.audio import open_audio
 from .latentsync.collector import FrameCollector
-from .latentsync.errors import InputError, OutputError
+from .latentsync.errors import InputError
 from .latentsync.video import FrameSource
 from .latentsync.video.clip import open_clip
-from .latentsync.video.remux import remux
 from .latentsync.video.tensor import FrameTensor
 from .memsafe.device import GIB, available_ram
-
-logger = logging.getLogger(__name__)
 
 PREFIX = "latentsync/LatentSync"
 
@@ -41,67 +36,22 @@ UNUSED = (
 
 
 class Target:
-    """Where the result goes: ComfyUI's output folder, or where only frames are wanted its temp.
-
-    A run writes `draft`, which gets its name when it is complete: by then other programs may have used any
-    name that was free when the run began.
-    """
+    """Where the result goes: ComfyUI's output folder, or where only frames are wanted its temp."""
 
     def __init__(self, output_mode: str) -> None:
-        self.temporary = output_mode == "frames"
-        self._kind = io.FolderType.temp if self.temporary else io.FolderType.output
-        root = folder_paths.get_temp_directory if self.temporary else folder_paths.get_output_directory
-        self._root = root()
-        self.draft = Path(self._root) / Path(PREFIX).parent / f".{uuid.uuid4().hex}.mp4"
+        self._temporary = output_mode == "frames"
+        self._kind = io.FolderType.temp if self._temporary else io.FolderType.output
+        root = folder_paths.get_temp_directory if self._temporary else folder_paths.get_output_directory
+        self._draft = Draft(root(), PREFIX, ".mp4")
+        self.draft = self._draft.path  # what a run writes
 
-    def publish(self, workflow: Mapping[str, str]) -> tuple[LazyVideo, Path, ui.SavedResult]:
-        """Name the draft; a file in the output folder gets the workflow, one in temp lives as long as the VIDEO.
-
-        Raises OutputError if that is not possible.
-        """
-        if workflow and not self.temporary:
-            self._add(workflow)
-        path, subfolder = take_name(self._root, PREFIX, self.draft.suffix)
-        try:
-            self.draft.replace(path)
-        except OSError as error:
-            path.unlink()
-            raise OutputError(
-                f"{path} cannot be written ({error.strerror}); the video is {self.draft}."
-            ) from error
+    def publish(self) -> tuple[LazyVideo, Path, ui.SavedResult]:
+        """Name the draft; a file in temp lives as long as the VIDEO. Raises OutputError if that is not possible."""
+        path, subfolder = self._draft.publish()
         clip = open_clip(path)
-        if self.temporary:
+        if self._temporary:
             weakref.finalize(clip.frames, path.unlink, missing_ok=True)
         return LazyVideo(clip), path, ui.SavedResult(path.name, subfolder, self._kind)
-
-    def _add(self, workflow: Mapping[str, str]) -> None:
-        try:
-            remux(self.draft, self.draft, workflow)
-        except OutputError as error:  # such as a full disk; the video is worth more than that
-            logger.warning("The result holds no workflow: %s", error)
-
-
-def take_name(root: str, prefix: str, suffix: str, width: int = 0, height: int = 0) -> tuple[Path, str]:
-    """The next unused name with this prefix below `root`, and the folder in there.
-
-    An empty file takes it at once, so that no other program gets the same; the caller replaces or removes it.
-    """
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, root, width, height)
-    while True:
-        path = Path(folder) / f"{name}_{number:05}_{suffix}"
-        try:
-            path.touch(exist_ok=False)
-            return path, subfolder
-        except FileExistsError:
-            number += 1
-
-
-def workflow_of(hidden: Any) -> dict[str, str]:
-    """What lets ComfyUI open the workflow from a file again; nothing where it was started without metadata."""
-    if args.disable_metadata:
-        return {}
-    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
-    return as_text({**(hidden.extra_pnginfo or {}), **prompt})
 
 
 def images_wanted() -> bool:

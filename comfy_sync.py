@@ -11,10 +11,11 @@ import comfy.model_management as comfy_memory
 import torch
 from comfy_api.latest import ui
 
+from .comfy_files import temporary_folder, workflow_of
 from .comfy_host import ComfyHost, in_comfy_words
 from .comfy_models import SyncModel, compute_device, load_default
-from .comfy_results import Target, images_of, no_images, workflow_of
-from .comfy_video import LazyVideo, clip_of, samples_of, temporary_folder
+from .comfy_results import Target, images_of, no_images
+from .comfy_video import LazyVideo, clip_of, samples_of
 from .latentsync import LipSyncPipeline, Report, SyncOptions
 from .latentsync.audio import open_audio
 from .latentsync.collector import FrameCollector
@@ -61,7 +62,7 @@ def sync(
     preflight(frames, sound, target.draft, options, where)
     blocked = no_images(
         mode, frames, sound
-    )  # or what cannot fit would be told only after the model is loaded
+    )  # here already, or frames that cannot fit would wait for the model
     scratch = temporary_folder()
     with FrameCollector(scratch) as collector:
         host = ComfyHost(hidden.unique_id, report)
@@ -81,8 +82,9 @@ def sync(
             report=report,
             collector=None if blocked else collector,
             scratch=scratch,
+            metadata=workflow_of(hidden),
         )
-        result, path, saved = target.publish(workflow_of(hidden))
+        result, path, saved = target.publish()
         collected, blocked = (None, blocked) if blocked else images_of(collector, path)
     host.finish(saved)
     Pace().remember_run(runtime.info, model.bundle.config, options, report)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -16,16 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import comfy.utils
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import Input, InputImpl, Types
 
+from .comfy_files import as_text, temporary_file
 from .latentsync.adjusted import count_frames
 from .latentsync.audio.resample import to_float
 from .latentsync.audio.source import ArrayAudio
 from .latentsync.errors import AudioError, OutputError, VideoError
-from .latentsync.video import FrameSource
 from .latentsync.video.clip import Clip, open_clip, write_clip
 from .latentsync.video.tensor import FrameTensor, TensorSource
 from .memsafe.device import GIB, available_ram
@@ -227,11 +222,6 @@ def as_audio(samples: np.ndarray, rate: int) -> dict[str, Any]:
     return {"waveform": torch.from_numpy(np.ascontiguousarray(samples))[None], "sample_rate": rate}
 
 
-def as_text(metadata: Mapping[str, Any] | None) -> dict[str, str]:
-    """What a file can hold: JSON, but for texts."""
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
-
-
 def ticker(clip: Clip) -> Callable[[int], None]:
     """Shows how many frames are done on the node; raises when the user stops the run."""
     return comfy.utils.ProgressBar(count_frames(clip.frames)).update_absolute
@@ -247,40 +237,3 @@ def _owned(path: Path) -> Clip:
 def _file_size(path: Path | None) -> int | None:
     """Bytes; None where there is no file. Times are no sign: network drives change them on their own."""
     return path.stat().st_size if path is not None and path.exists() else None
-
-
-def free_name(root: str, prefix: str, suffix: str, frames: FrameSource) -> tuple[Path, str]:
-    """The next unused name with this prefix below `root`, and the folder in there, for a video of these frames.
-
-    %date:yyyy-MM-dd% is filled in as ComfyUI's page does it, but only for nodes that it knows; the rest by ComfyUI.
-    """
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(
-        _dated(prefix, datetime.now()), root, frames.width, frames.height
-    )
-    return Path(folder) / f"{name}_{number:05}_{suffix}", subfolder
-
-
-_DATE = re.compile("%date:([^%]+)%")
-_DATE_PARTS = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
-_DATE_NAMES = {"y": "year", "M": "month", "d": "day", "h": "hour", "m": "minute", "s": "second"}
-
-
-def _dated(prefix: str, now: datetime) -> str:
-    def number(found: re.Match[str]) -> str:
-        code = found[0]
-        text = str(getattr(now, _DATE_NAMES[code[0]])).zfill(len(code))
-        return text[-2:] if code == "yy" else text
-
-    return _DATE.sub(lambda date: _DATE_PARTS.sub(number, date[1]), prefix)
-
-
-def temporary_file(suffix: str) -> Path:
-    """A new name in our own folder below ComfyUI's temp."""
-    folder = temporary_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{uuid.uuid4().hex}{suffix}"
-
-
-def temporary_folder() -> Path:
-    """Our own folder below ComfyUI's temp; it may have to be made."""
-    return Path(folder_paths.get_temp_directory()) / "latentsync"

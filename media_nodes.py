@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from .comfy_video import (
-    LazyAudio,
-    LazyVideo,
-    as_audio,
-    as_text,
-    clip_of,
-    free_name,
-    samples_of,
-    temporary_file,
-    temporary_folder,
-    ticker,
-)
+from .comfy_files import Draft, temporary_file, temporary_folder, workflow_of
+from .comfy_host import errors_for_comfy
+from .comfy_video import LazyAudio, LazyVideo, as_audio, clip_of, samples_of, ticker
+from .comfy_widgets import check_choices, check_widgets
 from .latentsync.adjusted import Match, adjusted, count_frames
 from .latentsync.audio import edit
 from .latentsync.config import as_fps
-from .latentsync.errors import InputError
 from .latentsync.video.clip import Clip, open_clip, write_clip
 from .latentsync.video.presets import Preset
 
@@ -36,28 +26,6 @@ _IMAGE_FPS = "Frames per second of IMAGE input. A VIDEO has its own frame rate, 
 _MATCHES = [match.value for match in Match]
 _PRESETS = [preset.value for preset in Preset]
 _LONGEST = 24 * 3600.0  # seconds, of the widgets
-
-
-def check_choices(**given: tuple[str | None, list[str]]) -> bool | str:
-    """True, or what is wrong, which ComfyUI does not check itself; None: another node gives the value."""
-    for name, (value, choices) in given.items():
-        if value is not None and value not in choices:
-            return f"{name} is {value!r}; expected one of: {', '.join(choices)}."
-    return True
-
-
-def check_linked(node: type[io.ComfyNode], **given: Any) -> None:
-    """Raise InputError for what the widget would not take; ComfyUI does not check what comes over a link."""
-    widgets = {widget.id: widget for widget in node.define_schema().inputs}
-    for name, value in given.items():
-        widget = widgets[name]
-        if isinstance(widget, io.Combo.Input):
-            wrong, expected = value not in widget.options, f"one of: {', '.join(widget.options)}"
-        else:
-            number = isinstance(value, (int, float)) and widget.min <= value <= widget.max
-            wrong, expected = not number, f"{widget.min} to {widget.max}"
-        if wrong:
-            raise InputError(f"{name} is {value!r}; expected {expected}.")
 
 
 class LatentSyncLoadVideo(io.ComfyNode):
@@ -143,20 +111,15 @@ class LatentSyncLoadVideo(io.ComfyNode):
         return f"{state.st_mtime_ns}-{state.st_size}"
 
     @classmethod
-    def execute(
-        cls, file: str, force_rate: float, skip_first_frames: int, frame_load_cap: int, select_every_nth: int
-    ) -> io.NodeOutput:
-        check_linked(
-            cls,
-            force_rate=force_rate,
-            skip_first_frames=skip_first_frames,
-            frame_load_cap=frame_load_cap,
-            select_every_nth=select_every_nth,
-        )
-        rate = as_fps(force_rate) if force_rate else None
-        clip = open_clip(folder_paths.get_annotated_filepath(file), rate)
-        clip = clip.selected(skip_first_frames, frame_load_cap or None, select_every_nth)
-        info = _info(clip)
+    def execute(cls, file: str, **numbers: Any) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, numbers)
+            rate = as_fps(numbers["force_rate"]) if numbers["force_rate"] else None
+            clip = open_clip(folder_paths.get_annotated_filepath(file), rate)
+            clip = clip.selected(
+                numbers["skip_first_frames"], numbers["frame_load_cap"] or None, numbers["select_every_nth"]
+            )
+            info = _info(clip)
         return io.NodeOutput(LazyVideo(clip), LazyAudio(clip), json.dumps(info), info["fps"], info["frames"])
 
 
@@ -212,9 +175,9 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
-        check_linked(cls, mode=mode)
-        samples, rate = samples_of(audio)
-        clip = adjusted(clip_of(video, fps).with_sound((samples, rate)), Match(mode))
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, {"mode": mode})
+            clip = adjusted(clip_of(video, fps).with_sound(samples_of(audio)), Match(mode))
         return io.NodeOutput(LazyVideo(clip), LazyAudio(clip))
 
 
@@ -260,32 +223,16 @@ class LatentSyncAudio(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        audio: Any,
-        start: float,
-        duration: float,
-        offset: float,
-        gain_db: float,
-        sample_rate: int,
-        silence_after: float,
-    ) -> io.NodeOutput:
-        check_linked(
-            cls,
-            start=start,
-            duration=duration,
-            offset=offset,
-            gain_db=gain_db,
-            sample_rate=sample_rate,
-            silence_after=silence_after,
-        )
-        samples, rate = samples_of(audio)
-        samples = edit.trim(samples, rate, start, duration or None)
-        samples = edit.amplify(edit.delay(samples, rate, offset), gain_db)
-        samples, rate = edit.resample(samples, rate, sample_rate or rate), sample_rate or rate
-        return io.NodeOutput(
-            as_audio(edit.fit(samples, samples.shape[1] + round(silence_after * rate)), rate)
-        )
+    def execute(cls, audio: Any, **numbers: Any) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, numbers)
+            samples, rate = samples_of(audio)
+            samples = edit.trim(samples, rate, numbers["start"], numbers["duration"] or None)
+            samples = edit.amplify(edit.delay(samples, rate, numbers["offset"]), numbers["gain_db"])
+            wanted = numbers["sample_rate"] or rate
+            samples = edit.resample(samples, rate, wanted)
+            length = samples.shape[1] + round(numbers["silence_after"] * wanted)
+            return io.NodeOutput(as_audio(edit.fit(samples, length), wanted))
 
 
 def _seconds(name: str, least: float, tooltip: str) -> io.Float.Input:
@@ -353,23 +300,29 @@ class LatentSyncSaveVideo(io.ComfyNode):
     def execute(
         cls, video: Any, filename_prefix: str, format: str, crf: int, fps: float, audio: Any = None
     ) -> io.NodeOutput:
-        check_linked(cls, format=format, crf=crf)
-        clip, preset = clip_of(video, fps), Preset(format)
-        if audio is not None:
-            clip = clip.with_sound(samples_of(audio))
-        path, subfolder = free_name(
-            folder_paths.get_output_directory(), filename_prefix, preset.suffix, clip.frames
-        )
-        shown, kind, proxy = path, io.FolderType.output, None
-        node, run = _node_and_run()
-        if not preset.plays_in_browsers:
-            proxy = shown = temporary_file(f".{node}.{run}.mp4")
-            subfolder, kind = shown.parent.name, io.FolderType.temp
-        metadata = None if args.disable_metadata else _workflow(cls.hidden)
-        write_clip(clip, path, preset, crf, metadata, proxy, ticker(clip))
-        _remove_earlier_copies(node, run)
-        preview = ui.PreviewVideo([ui.SavedResult(shown.name, subfolder, kind)])
-        return io.NodeOutput(LazyVideo(open_clip(path)), str(path), ui=preview)
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, {"format": format, "crf": crf})
+            clip, preset = clip_of(video, fps), Preset(format)
+            if audio is not None:
+                clip = clip.with_sound(samples_of(audio))
+            path, shown = _saved(clip, preset, filename_prefix, crf, workflow_of(cls.hidden))
+            return io.NodeOutput(LazyVideo(open_clip(path)), str(path), ui=ui.PreviewVideo([shown]))
+
+
+def _saved(
+    clip: Clip, preset: Preset, prefix: str, crf: int, workflow: dict[str, str]
+) -> tuple[Path, ui.SavedResult]:
+    """The file, and what the page plays: a copy where browsers cannot play the file itself."""
+    size = clip.frames.width, clip.frames.height
+    draft = Draft(folder_paths.get_output_directory(), prefix, preset.suffix, *size)
+    node, run = _node_and_run()
+    copy = None if preset.plays_in_browsers else temporary_file(f".{node}.{run}.mp4")
+    write_clip(clip, draft.path, preset, crf, workflow, copy, ticker(clip))
+    path, subfolder = draft.publish()
+    _remove_earlier_copies(node, run)
+    if copy is None:
+        return path, ui.SavedResult(path.name, subfolder, io.FolderType.output)
+    return path, ui.SavedResult(copy.name, copy.parent.name, io.FolderType.temp)
 
 
 def _node_and_run() -> tuple[str, str]:
@@ -386,12 +339,6 @@ def _remove_earlier_copies(node: str, run: str) -> None:
         if not copy.name.endswith(f".{node}.{run}.mp4"):
             with suppress(OSError):  # Windows keeps a file that is being read; the next run removes it
                 copy.unlink()
-
-
-def _workflow(hidden: Any) -> dict[str, str]:
-    """What lets ComfyUI open the workflow from the file again."""
-    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
-    return as_text({**(hidden.extra_pnginfo or {}), **prompt})
 
 
 MEDIA_NODES: list[type[io.ComfyNode]] = [

@@ -12,9 +12,10 @@ from .comfy_host import ComfyHost, errors_for_comfy
 from .comfy_models import PRECISIONS, compute_device, load_model, model_roots, register_model_folder
 from .comfy_results import images_wanted
 from .comfy_sync import foresee, sync
+from .comfy_widgets import check_choices, check_widgets
 from .latentsync.installed import installed_models
 from .latentsync.report import Report
-from .media_nodes import CATEGORY, MEDIA_NODES, check_choices
+from .media_nodes import CATEGORY, MEDIA_NODES
 from .memsafe import DeviceInfo, probe
 from .sync_inputs import (
     ATTENTION_MODES,
@@ -23,7 +24,6 @@ from .sync_inputs import (
     MISSING_FACES,
     OUTPUT_MODES,
     LatentSyncModel,
-    check_widgets,
     inference_steps,
     lips_expression,
     memory_mode,

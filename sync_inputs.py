@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from comfy_api.latest import io
 
 from .latentsync.config import LARGEST_STEPS, MissingFace
-from .latentsync.errors import InputError
 from .memsafe import MemoryMode
 
 MEMORY_MODES = [mode.value for mode in MemoryMode]
@@ -46,21 +43,6 @@ def memory_mode(tooltip: str) -> io.Combo.Input:
 def vram_limit_gb(tooltip: str) -> io.Float.Input:
     """The size the card is taken for; 0: its own."""
     return io.Float.Input("vram_limit_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip=tooltip)
-
-
-def check_widgets(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
-    """Raise InputError for a value that its widget would not take: ComfyUI checks none that comes over a link."""
-    for widget in inputs:
-        if widget.id not in values:
-            continue
-        value, valid, expected = values[widget.id], True, ""
-        if (options := getattr(widget, "options", None)) is not None:
-            valid, expected = value in options, f"one of: {', '.join(options)}"
-        elif (least := getattr(widget, "min", None)) is not None:
-            valid = isinstance(value, Real) and least <= value <= widget.max
-            expected = f"{least} to {widget.max}"
-        if not valid:
-            raise InputError(f"{widget.id} is {value!r}; expected {expected}.")
 
 
 def sync_inputs() -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from functools import partial
@@ -73,6 +73,7 @@ class LipSyncPipeline:
         report: Report | None = None,
         collector: FrameCollector | None = None,
         scratch: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Report:
         """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
 
@@ -83,7 +84,7 @@ class LipSyncPipeline:
 
         `mask`: where a frame may change, as FrameMask takes it. `report`, if given, is filled on the way and
         returned. `collector` is given every finished frame before it is written. `scratch`: folder for frames
-        that do not fit in main memory for a while; None: that of `output`.
+        that do not fit in main memory for a while; None: that of `output`. `metadata`: texts for the file to hold.
         """
         output = Path(output)
         folder = scratch if scratch is not None else output.absolute().parent
@@ -98,7 +99,12 @@ class LipSyncPipeline:
                 report.resumed = journal.kept
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
             writer = VideoWriter.of(
-                output, frames, audio=audio, end_audio_with_video=shortened, crf=options.crf
+                output,
+                frames,
+                audio=audio,
+                end_audio_with_video=shortened,
+                crf=options.crf,
+                metadata=metadata,
             )
             with (
                 explaining_memory(),

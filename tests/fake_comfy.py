@@ -17,6 +17,7 @@ PACK = "latentsync_memsafe"
 NODE_MODULES = (
     "nodes",
     "media_nodes",
+    "comfy_files",
     "comfy_host",
     "comfy_models",
     "comfy_results",

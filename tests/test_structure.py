@@ -22,7 +22,7 @@ FOLDERS = ("latentsync", "memsafe")
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
 # Beside web/, all that knows ComfyUI; nothing else may import one of these.
 GUESTS = {"nodes", "media_nodes", "sync_inputs"} | {
-    f"comfy_{name}" for name in ("host", "models", "results", "sync", "video")
+    f"comfy_{name}" for name in ("files", "host", "models", "results", "sync", "video", "widgets")
 }
 # Of these a later version is known to break an environment that holds ComfyUI; requirements.txt says how.
 BOUNDED = ("diffusers",)

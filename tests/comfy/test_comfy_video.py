@@ -16,6 +16,7 @@ sys.path.insert(0, ".")
 import comfy.options
 
 comfy.options.enable_args_parsing()
+import utils.extra_config  # or what comes later finds another utils
 spec = importlib.util.spec_from_file_location(folder, folder + "/__init__.py", submodule_search_locations=[folder])
 sys.modules[folder] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -81,9 +82,11 @@ with torch.inference_mode():
     videos.available_ram = free
 
     assert "gave nothing; expected VIDEO or IMAGE" in said(videos.clip_of, None, 25.0)
-    linked = said(media.check_linked, media.LatentSyncVideoLengthAdjuster, mode="bogus")
+    inputs = media.LatentSyncVideoLengthAdjuster.define_schema().inputs
+    linked = said(media.check_widgets, inputs, {"mode": "bogus"})
     assert linked == "mode is 'bogus'; expected one of: bounce, loop, freeze, cut_off, silence."
-    assert said(media.check_linked, media.LatentSyncAudio, start=None).startswith("start is None; expected 0.0 to")
+    linked = said(media.check_widgets, media.LatentSyncAudio.define_schema().inputs, {"start": None})
+    assert linked.startswith("start is None; expected 0.0 to")
 
     copy = Path(base, "input", "copy.mp4")
     copy.write_bytes(Path(whole.get_stream_source()).read_bytes())
