@@ -82,11 +82,21 @@ def checkpoints_root(package: Path = PACKAGE, environment: Mapping[str, str] = o
     """
     chosen = environment.get(ROOT_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     models = package.parent.parent / "models"
     if package.parent.name == "custom_nodes" and models.is_dir():
         return models / "latentsync"
     return package / "checkpoints"
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ~ or ~user resolved; raises CheckpointError for a user without a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise CheckpointError(
+            f"{str(path)!r} begins with the home folder of a user, which is not known; write it out."
+        ) from None
 
 
 def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
@@ -102,7 +112,7 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
                 f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5 ({COMMAND} 1.6)."
             )
         return demo
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_dir():
         return folder
     raise CheckpointError(f"Model {name!r} is neither 1.6, 1.5 or demo nor an existing folder.")

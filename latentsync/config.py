@@ -15,6 +15,9 @@ from .errors import CheckpointError, InputError
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
+# Of the published networks: the longest window that they can tell the order of.
+MOTION_POSITIONS = 24
+
 E = TypeVar("E", bound=Enum)
 
 # Of the 1,000 timesteps of training, which the published scheduler counts from 1 (steps_offset) in a table from 0.
@@ -154,7 +157,7 @@ class ModelConfig:
 
     @classmethod
     def from_yaml(cls, path: Path) -> ModelConfig:
-        """Read a config file; raises CheckpointError if it is missing, not YAML, or has unknown keys."""
+        """Read a config file; raises CheckpointError if it is missing, not YAML, or no config of a model."""
         import yaml
 
         try:
@@ -163,6 +166,8 @@ class ModelConfig:
             raise CheckpointError(
                 f"No model config at {path}; choose 1.6, 1.5 or a folder with a config.yaml."
             ) from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"{path} is not a valid YAML file ({str(error).splitlines()[0]})."
@@ -173,7 +178,30 @@ class ModelConfig:
             raise CheckpointError(
                 f"{path} is not a model config: found {extra}, expected keys {sorted(known)}."
             )
-        return cls(**values)
+        values = {key: value for key, value in values.items() if value is not None}
+        if isinstance(values.get("name"), float):  # 1.6 without quotes
+            values["name"] = str(values["name"])
+        wrong = _unlike(values, yaml.safe_load((CONFIG_DIR / "1.6.yaml").read_text(encoding="utf-8")))
+        if wrong:
+            raise CheckpointError(f"{path}: {wrong}.")
+        config = cls(**values)
+        config._check_numbers(path)
+        return config
+
+    def _check_numbers(self, path: Path) -> None:
+        """Raise CheckpointError for a side or a window that the networks cannot have."""
+        side, frames = self.resolution, self.num_frames
+        motion = self.unet.get("motion_module_kwargs") or {}
+        longest = motion.get("temporal_position_encoding_max_len", MOTION_POSITIONS)
+        if motion.get("temporal_position_encoding") is False:
+            longest = math.inf
+        if not (_integer(side) and 64 <= side <= 1024 and side % 64 == 0):
+            raise CheckpointError(f"{path}: resolution is {side}; expected a multiple of 64 from 64 to 1024.")
+        if not (_integer(frames) and 1 <= frames <= longest):
+            raise CheckpointError(
+                f"{path}: num_frames is {frames}; expected an integer from 1 to {longest}, the positions of the "
+                "motion modules."
+            )
 
     @classmethod
     def published(cls, name: str) -> ModelConfig:
@@ -204,6 +232,27 @@ def _choice(kind: type[E], value: Any, name: str) -> E:
     except ValueError:
         choices = ", ".join(str(item.value) for item in kind)
         raise InputError(f"{name} is {value!r}; expected one of: {choices}.") from None
+
+
+def _unlike(value: Any, example: Any, name: str = "it") -> str | None:
+    """What in a config has another type than in a published one, or is below 0; None if nothing."""
+    if value is None or example is None:
+        return None
+    if isinstance(example, dict):
+        if not isinstance(value, dict):
+            return f"{name} is {value!r}; expected names with values"
+        found = (_unlike(value[key], example.get(key), str(key)) for key in value)
+        return next((wrong for wrong in found if wrong), None)
+    if isinstance(example, list):
+        if not isinstance(value, list):
+            return f"{name} is {value!r}; expected a list such as {example}"
+        found = (_unlike(item, example[0], name) for item in value)
+        return next((wrong for wrong in found if wrong), None)
+    if isinstance(example, (bool, str)):
+        fits = isinstance(value, type(example))
+    else:
+        fits = _finite(value) and not isinstance(value, bool) and value >= 0
+    return None if fits else f"{name} is {value!r}; expected such as {example!r}"
 
 
 def _integer(value: Any) -> bool:

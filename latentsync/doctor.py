@@ -168,7 +168,12 @@ def _missing(root: Path, files: Sequence[WeightFile]) -> list[Path]:
 def _faces(root: Path) -> Iterator[Check]:
     for file in FACE_FILES:
         path = root / file.relative
-        if is_right(file, path):
+        try:
+            right = is_right(file, path)
+        except OSError as error:
+            yield Check(file.relative.name, "fail", f"{path} cannot be read ({error.strerror})")
+            continue
+        if right:
             yield Check(file.relative.name, "ok", f"{path}, hash verified")
         else:
             state = "is not the expected file" if path.is_file() else "is missing"

@@ -94,7 +94,7 @@ def forecast(
         ram=waiting * video.frame_bytes + networks,
         disk=None if video.frames is None else round(video.frames * pixels * BITS_PER_PIXEL / 8),
         seconds_per_frame=Pace().seconds_per_frame(
-            pace_key(info, config.name, config.resolution, guidance > 1), steps
+            pace_key(info, config.name, config.resolution, guidance > 1, plan.as_dict()["dtype"]), steps
         ),
         frames=video.frames,
     )

@@ -17,6 +17,7 @@ from .video import ArraySource, FrameSource, check_target, is_pipe, open_video
 
 ARRAY_FPS = Fraction(25)  # of frames in memory, unless the options say otherwise
 SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
+LARGEST_SIDE = 16384  # pixels that x264 codes
 
 Source = str | Path | FrameSource | np.ndarray
 Audio = str | Path | tuple[Any, int]
@@ -50,7 +51,8 @@ def opened(source: Source, options: SyncOptions) -> AbstractContextManager[Frame
     if isinstance(source, np.ndarray):
         return ArraySource(source, options.fps or ARRAY_FPS)
     if isinstance(source, (str, Path)):
-        return open_video(source, options.fps)
+        # The published code brings every file to the rate by which it indexes the sound.
+        return open_video(source, options.fps or (ARRAY_FPS if options.parity else None))
     if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
         raise InputError(
             f"The video is a {type(source).__name__}; expected a file path, a numpy array uint8 [n, h, w, 3] RGB "
@@ -64,11 +66,16 @@ def opened(source: Source, options: SyncOptions) -> AbstractContextManager[Frame
 
 
 def check_source(source: FrameSource, options: SyncOptions) -> None:
-    """Raise InputError for pictures too small, or a face looked for outside of them."""
+    """Raise InputError for pictures too small or too large, or a face looked for outside of them."""
     if min(source.width, source.height) < SMALLEST_SIDE:
         raise InputError(
             f"The video is {source.width}x{source.height}; expected at least {SMALLEST_SIDE} pixels "
             "on each side."
+        )
+    if max(source.width, source.height) > LARGEST_SIDE:
+        raise InputError(
+            f"The video is {source.width}x{source.height}; expected at most {LARGEST_SIDE} pixels on each side, "
+            "which is what H.264 files hold. Scale it down."
         )
     if options.face_at is not None:
         x, y = options.face_at

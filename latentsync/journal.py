@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..memsafe import Cancelled
 from ..memsafe.file_lock import FileLock
 from ..memsafe.frame_codec import FrameDataError
 from ..memsafe.frame_log import FrameLog
 from ..memsafe.latent_cache import content_key, module_key
 from .checkpoints import sha256_of
 from .config import SyncOptions
-from .errors import OutputError
+from .errors import FaceError, OutputError
 from .faces.locate import LocatedFrame
 from .generate import SyncedFace, Window, WindowGenerator
 from .loading import ModelBundle
@@ -78,13 +79,16 @@ class Patch:
 class Journal:
     """The patches of one run, beside its output. Use as a context manager.
 
-    A clean exit deletes the file, an exception leaves it for the next run. Only what `commit` has followed
-    counts. Whatever is wrong with the file or the disk costs the journal and not the run.
+    A clean exit deletes the file, and so does a FaceError, which would come again; any other exception leaves it
+    for the next run, and a KeyboardInterrupt or Cancelled says so. Only what `commit` has followed counts.
+    Whatever is wrong with the file or the disk costs the journal and not the run.
     """
 
     def __init__(self, path: Path, key: bytes, lock: FileLock | None) -> None:
         self.path = path
+        self.taken = 0  # frames that `patches` has given
         self._key, self._lock = key, lock
+        self._created: list[Path] = []  # folders
         self._log: FrameLog | None = None  # None: without a journal from now on
         self._entries: dict[int, _Entry] = {}
         self._pending: dict[int, _Entry] = {}
@@ -95,10 +99,11 @@ class Journal:
 
         Raises OutputError if another process has it.
         """
-        path = output.with_name(f".{output.name}.resume")
+        path = _beside(output)
+        created = [folder for folder in path.absolute().parents if not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock.take(path.with_name(f"{path.name}.lock"))
+            lock = _lock(path)
         except OSError as error:
             journal = cls(path, key, None)
             journal._give_up(error)
@@ -113,7 +118,18 @@ class Journal:
         except BaseException:
             lock.release()
             raise
+        journal._created = created
         return journal
+
+    @staticmethod
+    def remove(output: Path) -> None:
+        """Delete what an interrupted run left for `output`, which is complete, unless another run has it."""
+        path = _beside(output)
+        with suppress(OSError):
+            lock = _lock(path) if path.exists() else None
+            if lock is not None:
+                path.unlink()
+                lock.release()
 
     @property
     def kept(self) -> int:
@@ -130,10 +146,12 @@ class Journal:
             self._replace(f"belongs to other frames from frame {start} on")
             return None
         try:
-            return [self._read(start + i, entry) for i, entry in enumerate(entries)]
+            patches = [self._read(start + i, entry) for i, entry in enumerate(entries)]
         except (FrameDataError, OSError) as error:
             self._replace(f"cannot be read ({error})")
             return None
+        self.taken += len(patches)
+        return patches
 
     def add(self, index: int, source: np.ndarray, finished: np.ndarray, has_face: bool) -> None:
         """Note output frame `index`, uint8 [h, w, 3], and the source frame it was made of."""
@@ -170,10 +188,18 @@ class Journal:
     ) -> None:
         if self._lock is None:
             return
-        if kind is None or not self._entries:
+        kept = bool(self._entries) and kind is not None and not issubclass(kind, FaceError)
+        if not kept:
             with suppress(OSError):
                 self.path.unlink()
         self._lock.release()
+        for folder in self._created:  # the innermost first
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        if kept and isinstance(error, (KeyboardInterrupt, Cancelled)) and not error.args:
+            error.args = (
+                f"{len(self._entries)} finished frames are kept; the same command goes on from there.",
+            )
 
     def _load(self) -> None:
         try:
@@ -248,6 +274,14 @@ class JournalledGenerator:
         if self._pasted == self._synthesized:
             self._journal.commit()
         return finished
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.resume")
+
+
+def _lock(path: Path) -> FileLock | None:
+    return FileLock.take(path.with_name(f"{path.name}.lock"))
 
 
 def changed_box(source: np.ndarray, finished: np.ndarray) -> tuple[int, int, int, int]:

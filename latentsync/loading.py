@@ -26,7 +26,7 @@ from torch import nn
 
 from ..memsafe import Failure, is_oom, quantize_weights
 from ..memsafe.device import empty_cache
-from .checkpoints import find_model_folder, find_vae_folder, sha256_of
+from .checkpoints import expanded, find_model_folder, find_vae_folder, sha256_of
 from .config import ModelConfig
 from .errors import CheckpointError
 from .models.motion import PositionEncoding, sinusoids
@@ -103,7 +103,7 @@ def load_models(
 def _loaded(
     model: str | Path, dtype: torch.dtype, device: torch.device, detector: FaceDetector | None, int8: bool
 ) -> ModelBundle:
-    file = Path(model).expanduser()
+    file = expanded(model)
     single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
     folder = file.parent if single else find_model_folder(model)
     config = folder_config(folder, file.stem if single else folder.name)
@@ -146,8 +146,12 @@ def load_unet(
     path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> UNet3DConditionModel:
     """The UNet in `path`, its position encodings by formula if the file has none; raises CheckpointError."""
-    with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(config.unet)
+    try:
+        with torch.device("meta"):
+            unet = UNet3DConditionModel.from_config(config.unet)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"The config for {path} describes no UNet of LatentSync ({reason}).") from None
     state = read_state_dict(path)
     if any("motion_modules." in name for name in state):
         for name, module in unet.named_modules():

@@ -13,6 +13,7 @@ from .report import Report
 FILE = "pace-history.json"
 _TASK = "microseconds per frame, by steps"
 _DENOISING = "of these denoising"  # which alone grows with the steps
+_FEWEST = 3  # windows of a run that tells a pace: what is done once weighs too much in a shorter one
 
 
 class Pace:
@@ -26,12 +27,12 @@ class Pace:
     def remember_run(
         self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report
     ) -> None:
-        """Note a run that has ended, unless lack of memory made it another kind of run."""
-        if report.retries:
+        """Note a run that has ended, unless it was short or lack of memory made it another kind of run."""
+        computed = report.frames - report.resumed
+        if report.retries or computed < _FEWEST * config.num_frames:
             return
         side = options.resolution or config.resolution
-        key = pace_key(info, config.name, side, options.guidance > 1)
-        computed = report.frames - report.resumed
+        key = pace_key(info, config.name, side, options.guidance > 1, str(report.plan["dtype"]))
         denoising = report.seconds.get("denoise", 0.0)
         self.remember(key, options.steps, computed, report.total_seconds, denoising)
 
@@ -58,7 +59,7 @@ class Pace:
         return (known[nearest] + denoising * (steps - nearest) / nearest) / 1e6
 
 
-def pace_key(info: DeviceInfo, model: str, resolution: int, guided: bool) -> str:
-    """What a frame's seconds depend on, besides the steps."""
+def pace_key(info: DeviceInfo, model: str, resolution: int, guided: bool, dtype: str) -> str:
+    """What a frame's seconds depend on, besides the steps; dtype: such as "float16"."""
     size = f"{info.total_memory / GIB:.0f} GiB"
-    return f"{info.name}, {size} | {model} | {resolution} px | {'guided' if guided else 'unguided'}"
+    return f"{info.name}, {size} | {model} | {resolution} px | {dtype} | {'guided' if guided else 'unguided'}"

@@ -96,7 +96,6 @@ class LipSyncPipeline:
             journal = None
             if resume:
                 journal = stack.enter_context(self._journal(output, frames, audio, options))
-                report.resumed = journal.kept
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
             writer = VideoWriter.of(
                 output,
@@ -125,6 +124,10 @@ class LipSyncPipeline:
                         if collector is not None:
                             collector.add(frame)
                         drain.put(frame)
+        if journal is None:
+            Journal.remove(output)
+        else:
+            report.resumed = journal.taken
         report.complete(self.bundle.hashes, self.runtime)
         return report
 

@@ -28,10 +28,19 @@ class Stop:
             raise KeyboardInterrupt
 
 
+_current: list[Stop] = []
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked to stop, for threads that wait for something: none is interrupted by it."""
+    return any(stop.requested for stop in _current)
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """Handle the signals within the block; those that are ignored (`nohup`) stay so."""
     stop = Stop()
+    _current.append(stop)
     before = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)
@@ -43,3 +52,4 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _current.remove(stop)

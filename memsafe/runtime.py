@@ -90,6 +90,10 @@ class Runtime:
         """
         request = PlanRequest(device, memory_mode, vram_limit_gb, dtype, offload)
         info = request.look()
+        if info.kind == "cpu" and dtype is torch.float16:
+            logger.warning(
+                "float16 was asked for on a CPU, which computes it many times slower than float32."
+            )
         return cls(
             request.plan(info),
             info,

@@ -1,5 +1,6 @@
 """Log-mel, features and windows against the published outputs, and streamed against whole."""
 
+import builtins
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from latentsync_memsafe.latentsync.audio import (
     open_audio,
 )
 from latentsync_memsafe.latentsync.audio.features import PIECE, pieces
-from latentsync_memsafe.latentsync.audio.mel import mel_columns
+from latentsync_memsafe.latentsync.audio.mel import _filterbank, mel_columns
 from latentsync_memsafe.latentsync.audio.windows import frame_rows
 from latentsync_memsafe.latentsync.errors import AudioError, InputError
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
@@ -112,6 +113,27 @@ def test_reference(name):
 
 
 # --- log-mel
+
+
+def test_filters_where_no_home_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As librosa and numba refuse to be imported there, until each has been shown a folder."""
+    numba = pytest.importorskip("numba")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    real, refused = builtins.__import__, []
+
+    def importing(name: str, *how: object) -> object:
+        if name == "librosa.filters":
+            folders = [numba.config.CACHE_DIR, os.environ.get("XDG_CACHE_HOME")]
+            if not all(folder and os.access(folder, os.W_OK) for folder in folders):
+                refused.append(name)
+                raise RuntimeError("cannot cache function '__o_fold': no locator available")
+        return real(name, *how)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    filters = _filterbank.__wrapped__()
+    assert refused and "XDG_CACHE_HOME" not in os.environ
+    np.testing.assert_array_equal(filters, _filterbank())
 
 
 def plain_log_mel(samples: np.ndarray) -> torch.Tensor:

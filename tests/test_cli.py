@@ -1,5 +1,6 @@
 """The command line as a user meets it: one result, or one line and exit status 2."""
 
+import errno
 import json
 import os
 import pickle
@@ -20,8 +21,11 @@ from safetensors.torch import load_file, save_file
 from latentsync_memsafe.latentsync.cli import main
 from latentsync_memsafe.latentsync.cli import train as train_command
 from latentsync_memsafe.latentsync.cli.device import MEMORY_MODES
+from latentsync_memsafe.latentsync.cli.result import save_report
 from latentsync_memsafe.latentsync.cli.sync import FACE_DETECTORS
+from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.faces.load import BACKENDS
+from latentsync_memsafe.latentsync.report import Report
 from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import MemoryMode
 
@@ -159,6 +163,11 @@ def folder(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def pipe(tmp: Path) -> Path:
+    os.mkfifo(tmp / "sound.wav")
+    return tmp / "sound.wav"
+
+
 ODD_NAMES = [
     "two words.mp4",
     "quo'te\".mp4",
@@ -174,6 +183,8 @@ NOISE = np.random.default_rng(0).bytes(20_000)
 # name -> (what is wrong, a word the message must hold)
 BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "video missing": (made("video", lambda tmp: tmp / "none.mp4"), "none.mp4"),
+    "video on the network": (lambda tmp, material: {"video": "https://host/a.mp4"}, "is an address"),
+    "output on the network": (lambda tmp, material: {"out": "http://host/a.mp4"}, "is an address"),
     "video is a folder": (made("video", folder("folder.mp4")), "folder"),
     "video empty": (made("video", written("empty.mp4", b"")), "empty"),
     "video is text": (made("video", written("text.mp4", b"this is a text file\n" * 90)), "text.mp4"),
@@ -213,6 +224,31 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "output is a picture": (made("out", lambda tmp: tmp / "result.png"), ".mp4"),
     "output below a file": (made("out", lambda tmp: written("file", b"x")(tmp) / "out.mp4"), "file"),
     "output not writable": (lambda tmp, material: {"out": "/proc/out.mp4"}, "/proc"),
+    "report is the output": (
+        lambda tmp, material: {"report": tmp.parent / "in" / ".." / "result" / "out.mp4"},
+        "in the place of the output",
+    ),
+    "report below the output": (
+        lambda tmp, material: {"report": tmp.parent / "result" / "out.mp4" / "report.json"},
+        "in the place of the output",
+    ),
+    "report is the video": (lambda tmp, material: {"report": material / "portrait.mp4"}, "also an input"),
+    "report is the sound by a link": (
+        lambda tmp, material: {"report": linked(tmp / "link.json", material / "tones.wav")},
+        "also an input",
+    ),
+    "report is the model": (
+        lambda tmp, material: {
+            "model": material / "model" / "unet.safetensors",
+            "report": material / "model" / "unet.safetensors",
+        },
+        "also an input",
+    ),
+    "report is a folder": (made("report", folder("numbers")), "folder"),
+    "report without a name": (lambda tmp, material: {"report": ""}, "folder"),
+    "report below a file": (made("report", lambda tmp: written("file", b"x")(tmp) / "r.json"), "file"),
+    "report not writable": (lambda tmp, material: {"report": "/proc/report.json"}, "/proc"),
+    "report name far too long": (lambda tmp, material: {"report": "x" * 300}, "too long"),
     "seed negative": (lambda tmp, material: {"seed": -1}, "seed"),
     "seed no number": (lambda tmp, material: {"seed": "lucky"}, "seed"),
     "no steps": (lambda tmp, material: {"steps": 0}, "steps"),
@@ -243,6 +279,18 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "weights not a number": (model_with(poison), "conv_in.weight"),
     "weights of no audio encoder": (model_with(lambda m: shutil.rmtree(m / "whisper")), "whisper"),
     "weights of no VAE": (model_with(lambda m: shutil.rmtree(m / "vae")), "vae"),
+    "weights of another architecture": (
+        model_with(lambda m: (m / "config.yaml").write_text("unet: {block_out_channels: [100, 7, 9, 11]}")),
+        "describes no UNet",
+    ),
+    "config with a word for a number": (
+        model_with(lambda m: (m / "config.yaml").write_text("resolution: abc")),
+        "resolution",
+    ),
+    "model of nobody's home": (lambda tmp, material: {"model": "~nobody-at-all/model"}, "~nobody-at-all"),
+    "model name far too long": (lambda tmp, material: {"model": "x" * 300}, "too long"),
+    "sound name far too long": (lambda tmp, material: {"audio": "x" * 300}, "too long"),
+    "sound is a pipe": (made("audio", pipe), "pipe"),
     "config not YAML": (model_with(lambda m: (m / "config.yaml").write_text("a: [")), "config.yaml"),
     "config of something else": (model_with(lambda m: (m / "config.yaml").write_text("a: 1")), "config.yaml"),
     **{
@@ -315,13 +363,21 @@ def test_sync_prints_where_the_result_is_and_writes_the_report(
     assert all(len(digest) >= 8 for digest in report["hashes"].values()) and report["hashes"]
 
 
-def test_a_report_that_cannot_be_written_keeps_the_video(
-    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out.mp4"
-    assert main(sync(material, out, report="/proc/report.json")) == 2
-    assert "The video is complete" in capsys.readouterr().err
-    assert out.stat().st_size > 1000
+def test_a_report_is_replaced_only_by_a_whole_one_and_followed_through_a_link(tmp_path: Path) -> None:
+    class Full(Report):
+        def save(self, path: Path) -> None:
+            path.write_text("{")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = tmp_path / "real.json"
+    target.write_text("old")
+    link = linked(tmp_path / "link.json", target)
+    with pytest.raises(OutputError, match=r"The video is complete, .*No space left"):
+        save_report(Full(), link)
+    assert target.read_text() == "old"
+    save_report(Report(frames=7), link)
+    assert link.is_symlink() and json.loads(target.read_text())["frames"] == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]
 
 
 def test_a_portrait_image_speaks_for_as_long_as_the_sound_lasts(material: Path, tmp_path: Path) -> None:
@@ -341,6 +397,13 @@ def test_plan_says_what_it_would_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan["dtype"] == "float32" and plan["windows"] == 1
     assert main(["plan", "--device", "cpu", "--memory-mode", "aggressive"]) == 0
     assert "3 face(s) for the VAE" in capsys.readouterr().out
+
+
+def test_a_limit_of_the_gpu_is_said_to_change_nothing_without_one(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["plan", "--device", "cpu", "--vram-limit-gb", "24"]) == 0
+    assert [record.message for record in caplog.records] == [
+        "vram-limit-gb is 24, but no GPU is used; it changes nothing."
+    ]
 
 
 def test_interruption_cleans_up_and_says_so(
@@ -365,6 +428,22 @@ def test_memory_that_ran_out_where_nothing_could_be_given_up_is_one_line(
     assert main(["train", "--data", "clips", "--out", "model"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "Memory ran out (CUDA out of memory" in line
+
+
+def test_a_refusal_of_the_system_is_one_line_and_a_bug_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure: list[Exception] = [PermissionError(errno.EACCES, "Permission denied", "models/unet.pt")]
+
+    def run(arguments: object) -> int:
+        raise failure[0]
+
+    monkeypatch.setattr(train_command, "run", run)
+    assert main(["train", "--data", "clips", "--out", "model"]) == 2
+    assert capsys.readouterr().err == "latentsync-memsafe: error: models/unet.pt: Permission denied.\n"
+    failure[0] = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", "--data", "clips", "--out", "model"])
 
 
 def test_help_and_the_parser_need_no_torch() -> None:

@@ -189,6 +189,58 @@ def test_bad_input_gets_one_line(
     assert not (out / "unet.safetensors").exists()
 
 
+@pytest.mark.usefixtures("faces")
+@pytest.mark.parametrize("below", ["", "/x"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(command("nowhere", "nowhere", Path(f"{tmp_path}/file{below}"))) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written (Not a directory); give another --out" in error and error.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--out=", "--precision=fp16"])
+def test_options_that_mean_nothing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command("nowhere", "nowhere", tmp_path / "out"), option])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("faces")
+def test_damaged_files_of_an_earlier_run_are_made_again(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, cache = tmp_path / "photos", tmp_path / "cache"
+    folder.mkdir()
+    shutil.copy(data / "b.png", folder)
+    (folder / "z.mp4").symlink_to("nowhere.mp4")
+    detector = load_detector()
+    whole = read_folder(folder, detector, SIDE, cache)[0]
+    assert "z.mp4 is left out: It cannot be read (No such file" in caplog.text
+    expected = np.array(whole.faces)
+    (faces,), (rest,) = cache.glob("*.faces"), cache.glob("*.npz")
+    harms = (
+        faces.unlink,
+        lambda: faces.write_bytes(b""),
+        lambda: faces.write_bytes(faces.read_bytes() + b"more"),
+        lambda: rest.write_bytes(b""),
+        lambda: rest.write_bytes(rest.read_bytes()[:100]),
+        lambda: rest.write_bytes(b"junk"),
+    )
+    for harm in harms:
+        harm()
+        caplog.clear()
+        again = read_folder(folder, detector, SIDE, cache)[0]
+        assert np.array_equal(again.faces, expected) and np.array_equal(again.points, whole.points)
+        assert "b.png is damaged" in caplog.text
+    assert sorted(cache.iterdir()) == sorted([faces, rest])
+
+
 def test_every_option_of_the_help_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme[readme.index("## Train") : readme.index("## Good to know")]
@@ -197,5 +249,7 @@ def test_every_option_of_the_help_is_in_the_readme() -> None:
     own = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
     shared = argparse.ArgumentParser()
     add_device_options(shared)
-    own -= {o for action in shared._actions for o in action.option_strings}
+    given = {o for action in shared._actions for o in action.option_strings if o.startswith("--")}
+    assert given - own == {"--precision"}  # training has one of its own
+    own -= given
     assert "--trainable" in own and not [o for o in own - {"--quiet"} if f"`{o}`" not in section]

@@ -1,6 +1,7 @@
 """Options are checked once, when they are made."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +74,35 @@ def test_a_config_file_of_something_else_is_named(text: str, tmp_path) -> None:
         ModelConfig.from_yaml(path)
     with pytest.raises(CheckpointError, match="No model config"):
         ModelConfig.from_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("resolution: abc", "resolution"),
+        ("resolution: 100", "resolution"),
+        ("num_frames: -1", "num_frames"),
+        ("num_frames: 30", "1 to 24"),  # more than the networks have positions for
+        ("unet: [1, 2]", "unet"),
+        ("unet: {motion_module_kwargs: 3}", "motion_module_kwargs"),
+        ("unet: {block_out_channels: [64, many]}", "block_out_channels"),
+        ("unet: {norm_eps: 1e-5}", "norm_eps"),  # a word to YAML, for want of a point
+        ("audio_encoder: {n_mels: -80}", "n_mels"),
+    ],
+)
+def test_values_of_a_config_file_that_cannot_be_are_named(text: str, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=rf"config\.yaml.*{word}"):
+        ModelConfig.from_yaml(path)
+
+
+def test_a_config_file_may_leave_things_out_and_the_quotes_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "name: 1.5\nresolution:\nnum_frames: 30\n"
+        "unet: {motion_module_kwargs: {temporal_position_encoding_max_len: 32}}"
+    )
+    config = ModelConfig.from_yaml(path)
+    assert (config.name, config.resolution, config.num_frames) == ("1.5", 512, 30)
+    assert all(ModelConfig.published(name).name == name for name in ("1.5", "1.6", "demo"))

@@ -1,5 +1,6 @@
 """The doctor: what it says about a machine where something is missing, wrong or old."""
 
+import errno
 import importlib.metadata
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from latentsync_memsafe.latentsync import checkpoints, doctor
 from latentsync_memsafe.latentsync.checkpoints import MODEL_FILES, VAE_FILES
 from latentsync_memsafe.latentsync.doctor import Check, diagnose
-from latentsync_memsafe.latentsync.downloads.verified import remember
+from latentsync_memsafe.latentsync.downloads.verified import LIST, remember
 from latentsync_memsafe.memsafe.device import probe
 
 
@@ -80,6 +81,20 @@ def test_a_face_model_with_other_bytes(root: Path) -> None:
     check = report(root)["face_landmark.tflite"]
     assert check.status == "fail"
     assert f"{path} is not the expected file" in check.message
+
+
+def test_files_that_cannot_be_read_are_findings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(root, "1.6")
+    (root / LIST).write_text('{"1.6/latentsync_unet.pt": 5}')  # somebody else's
+
+    def locked(*_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(doctor, "is_right", locked)
+    found = report(root)
+    assert "not compared" in found["model 1.6"].message
+    check = found["face_landmark.tflite"]
+    assert check.status == "fail" and "cannot be read (Permission denied)" in check.message
 
 
 def test_this_machine(root: Path) -> None:

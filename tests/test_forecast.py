@@ -1,13 +1,15 @@
 """What a run would take, before it is started."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from latentsync_memsafe.latentsync.config import ModelConfig
+from latentsync_memsafe.latentsync.config import ModelConfig, SyncOptions
 from latentsync_memsafe.latentsync.forecast import forecast, model_shape
 from latentsync_memsafe.latentsync.pace import Pace, pace_key
+from latentsync_memsafe.latentsync.report import Report
 from latentsync_memsafe.memsafe import ModelShape, VideoShape
 from latentsync_memsafe.memsafe.device import GIB
 
@@ -51,7 +53,7 @@ def test_networks_that_are_loaded_count_as_they_are() -> None:
 def test_time_comes_from_earlier_runs_of_the_same_kind() -> None:
     info, video = card(8), VideoShape(1080, 1920, 500)
     assert "not known" in forecast(info, TINY, video).text()
-    key = pace_key(info, TINY.name, TINY.resolution, guided=True)
+    key = pace_key(info, TINY.name, TINY.resolution, guided=True, dtype="float16")
     Pace().remember(key, 20, frames=100, seconds=50.0, denoising=40.0)
     assert forecast(info, TINY, video, steps=20).seconds_per_frame == 0.5
     assert forecast(info, TINY, video, steps=10).seconds_per_frame == pytest.approx(0.1 + 0.2)
@@ -70,3 +72,20 @@ def test_the_pace_of_some_numbers_of_steps_is_kept_and_the_latest_wins() -> None
         pace.remember("key", steps, 10, 10.0 * steps, 10.0 * steps)
     pace.remember("key", 29, 10, 58.0, 58.0)
     assert pace.seconds_per_frame("key", 29) == 5.8 and pace.seconds_per_frame("key", 28) == 28.0
+
+
+def test_short_runs_and_those_that_ran_out_of_memory_tell_no_pace() -> None:
+    info, options = card(8), SyncOptions(steps=4)
+    report = Report(plan={"dtype": "float16"}, seconds={"denoise": 40.0}, total_seconds=50.0)
+    key = pace_key(info, TINY.name, TINY.resolution, guided=True, dtype="float16")
+    windows = 3 * TINY.num_frames
+    for changed in (
+        {"frames": windows - 1},
+        {"frames": 100, "resumed": 99},
+        {"frames": 100, "retries": [{}]},
+    ):
+        Pace().remember_run(info, TINY, options, replace(report, **changed))
+        assert Pace().seconds_per_frame(key, 4) is None
+    Pace().remember_run(info, TINY, options, replace(report, frames=100))
+    assert Pace().seconds_per_frame(key, 4) == 0.5
+    assert Pace().seconds_per_frame(key.replace("float16", "float32"), 4) is None

@@ -18,12 +18,12 @@ from hypothesis.extra import numpy as hnp
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync import journal as journal_module
-from latentsync_memsafe.latentsync.errors import OutputError
+from latentsync_memsafe.latentsync.errors import FaceError, OutputError
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
 from latentsync_memsafe.latentsync.journal import Journal, JournalledGenerator, changed_box, run_key
 from latentsync_memsafe.latentsync.video import VideoWriter
-from latentsync_memsafe.memsafe import Runtime, frame_log
+from latentsync_memsafe.memsafe import Cancelled, Runtime, frame_log
 
 from portrait import tones
 from small_models import tiny_bundle
@@ -390,6 +390,47 @@ def test_a_run_that_is_stopped_while_it_looks_for_its_journal_holds_no_lock(
     monkeypatch.setattr(journal_module.FrameLog, "open", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         Journal.open(out, KEY)
+    assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Cancelled])
+def test_a_run_that_is_stopped_says_what_is_kept_and_only_then(out: Path, kind: type[BaseException]) -> None:
+    frames = clip(8)
+    for before, words in ((2, ""), (6, "4 finished frames are kept; the same command goes on from there.")):
+        with pytest.raises(kind) as caught, Journal.open(out, KEY) as journal:
+            for i, _ in enumerate(run(journal, frames, Painter())):
+                if i == before:
+                    raise kind
+        assert str(caught.value) == words
+
+
+def test_frames_count_as_taken_when_they_are(out: Path) -> None:
+    frames = clip(12)
+    interrupted(out, frames, after=12)
+    frames[6] = replace(frames[6], matrix=None)
+    with Journal.open(out, KEY) as journal:
+        list(run(journal, frames, Painter()))
+        assert journal.taken == 4
+
+
+def test_a_run_that_would_fail_again_leaves_nothing_not_even_folders(tmp_path: Path) -> None:
+    out = tmp_path / "some" / "new" / "out.mp4"
+    with pytest.raises(FaceError), Journal.open(out, KEY) as journal:
+        list(run(journal, clip(8), Painter()))
+        raise FaceError("none")
+    assert not list(tmp_path.iterdir())
+    interrupted(out, clip(8), after=6)
+    assert [path.name for path in out.parent.iterdir()] == [".out.mp4.resume"]
+
+
+def test_a_complete_output_needs_no_journal_unless_another_run_does(out: Path) -> None:
+    Journal.remove(out)
+    interrupted(out, clip(8), after=6)
+    with pytest.raises(Stopped), Journal.open(out, KEY):
+        Journal.remove(out)
+        raise Stopped
+    assert [path.name for path in out.parent.iterdir()] == [".out.mp4.resume"]
+    Journal.remove(out)
     assert not list(out.parent.iterdir())
 
 

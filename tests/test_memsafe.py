@@ -101,3 +101,10 @@ def test_progress_tells_pace_and_time_left() -> None:
     assert seen[0].eta is None
     assert seen[1].eta == pytest.approx(3 * seen[1].seconds)
     assert seen[1].rate == pytest.approx(25 / seen[1].seconds)
+
+
+def test_half_precision_on_a_cpu_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    Runtime.auto("cpu", dtype=torch.bfloat16)
+    assert caplog.text == ""
+    Runtime.auto("cpu", dtype=torch.float16)
+    assert "many times slower" in caplog.text

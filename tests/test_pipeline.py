@@ -28,7 +28,7 @@ from latentsync_memsafe.latentsync.errors import (
     OutputError,
 )
 from latentsync_memsafe.latentsync.faces import PointsDetector
-from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, open_video
+from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, guard, plan_for, probe
 from latentsync_memsafe.memsafe.stream import Drain
 
@@ -357,6 +357,8 @@ def test_inputs_that_cannot_be_used_are_refused_before_any_work(
     pipe = pipeline(networks)
     with pytest.raises(InputError, match="32x32"):
         frames_of(pipe.stream(np.zeros((3, 32, 32, 3), np.uint8), sound(1), QUICK))
+    with pytest.raises(InputError, match="16386x64; expected at most 16384"):
+        frames_of(pipe.stream(np.zeros((1, 64, 16386, 3), np.uint8), sound(1), QUICK))
     with pytest.raises(InputError, match="outside the video"):
         frames_of(pipe.stream(scene(3), sound(1), replace(QUICK, face_at=(500, 10))))
     with pytest.raises(InputError, match=r"none\.mp4"):
@@ -390,7 +392,9 @@ def test_a_run_that_was_interrupted_goes_on(networks: ModelBundle, tmp_path: Pat
     """The frames are those of a run from end to end, and no window is denoised a second time."""
     output, whole = tmp_path / "out.mkv", tmp_path / "whole.mkv"
     options, speech = replace(QUICK, crf=0), sound(2.4)
+    (tmp_path / ".whole.mkv.resume").write_bytes(b"of an earlier run")
     pipeline(networks).run(scene(60), speech, whole, options)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.mkv"]
 
     bundle, calls = tiny_bundle(), []
     forward = bundle.unet.forward
@@ -402,14 +406,14 @@ def test_a_run_that_was_interrupted_goes_on(networks: ModelBundle, tmp_path: Pat
         return forward(*arguments)
 
     bundle.unet.forward = third_fails
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match="32 finished frames are kept"):
         pipeline(bundle).run(scene(60), speech, output, options, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.mkv.resume", "whole.mkv"]
     calls.clear()
     bundle.unet.forward = lambda *arguments: calls.append("again") or forward(*arguments)
     report = pipeline(bundle).run(scene(60), speech, output, options, resume=True)
     assert len(calls) == 2 * 2  # two of four windows were there
-    assert report.frames == 60
+    assert (report.frames, report.resumed) == (60, 32)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mkv", "whole.mkv"]
     with open_video(output) as resumed, open_video(whole) as plain:
         pairs = zip(resumed.frames(), plain.frames(), strict=True)
@@ -473,3 +477,13 @@ def test_progress_moves_with_every_step_and_never_back(networks: ModelBundle) ->
     windows = ((0, 16), (16, 16), (32, 8))
     expected = [first + size * k / steps for first, size in windows for k in range(steps)]
     assert done == sorted([0, *expected, 16, 32, 40])
+
+
+def test_parity_brings_a_file_to_the_rate_of_its_sound_index(networks: ModelBundle, tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "in.mp4", Fraction(60), 144, 160) as writer:
+        for frame in scene(30):
+            writer.write(frame)
+    out = tmp_path / "out.mp4"
+    report = pipeline(networks).run(tmp_path / "in.mp4", sound(0.4), out, replace(QUICK, parity=True))
+    assert report.fps == "25" and report.frames == 12  # two more than it lasts, as published
+    assert open_video(out).fps == 25

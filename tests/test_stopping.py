@@ -1,9 +1,12 @@
 """Signals and missing standard streams: the run ends in order, and nothing is left behind."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import pytest
 
 from latentsync_memsafe.latentsync.cli import main
 from latentsync_memsafe.latentsync.stopping import stopping
+from latentsync_memsafe.latentsync.video.pipe import PipeReader
+
+from media import make_clip
 
 COMMAND = [sys.executable, "-m", "latentsync_memsafe.latentsync.cli"]
 DENOISE = "latentsync_memsafe.latentsync.generate.denoise"
@@ -58,6 +64,51 @@ def test_every_signal_stops_the_run_and_leaves_nothing(
     assert printed.out == "" and printed.err == "latentsync-memsafe: cancelled; no output was written.\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) == before
+
+
+@needs_posix
+@pytest.mark.parametrize("share", [0.01, 0.9])  # in the head of the file; when the first frames are out
+def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
+    sync: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    pipe, left, since = tmp_path / "pipe", threading.Event(), [math.inf]
+    read = PipeReader.read
+
+    def noted(reader: PipeReader, size: int) -> bytes:
+        since[0] = time.monotonic()
+        try:
+            return read(reader, size)
+        finally:
+            since[0] = math.inf
+
+    monkeypatch.setattr(PipeReader, "read", noted)
+    clip = make_clip(tmp_path / "clip.mkv", 150, size=(96, 80), gop_size=4).read_bytes()
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(clip[: int(len(clip) * share)])
+            while time.monotonic() - since[0] < 0.4 and not left.wait(0.05):
+                pass  # until a read waits for us
+            if not left.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+                left.wait(20)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begin = time.monotonic()
+    try:
+        assert main([*sync, f"--video={pipe}", "--length=video"]) == 128 + signal.SIGTERM
+        assert time.monotonic() - begin < 15
+    finally:
+        left.set()
+        writer.join()
+    assert capfd.readouterr().err == "latentsync-memsafe: cancelled; no output was written.\n"
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_a_lost_signal_stops_the_run_at_the_next_stage(

@@ -1,6 +1,7 @@
 """Writing video: exact times, colours that survive, sound that is copied, whole files or none."""
 
 import logging
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -177,6 +178,63 @@ except OutputError as error:
     assert partial_files(tmp_path) == []
 
 
+KILLED = """
+import os, signal, sys
+from fractions import Fraction
+from latentsync_memsafe.latentsync.video import VideoWriter
+with VideoWriter(sys.argv[1], Fraction(25), 64, 48):
+    print(sorted(os.listdir()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_what_a_killed_run_left_goes_with_the_next_one_for_the_same_file_only(tmp_path: Path) -> None:
+    out, other = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, "a.mp4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    left = partial_files(tmp_path)
+    assert killed.returncode == -9 and len(left) == 2 and str(left) == killed.stdout.strip()
+    write(other)
+    assert partial_files(tmp_path) == [*left, "b.mp4"]
+    with VideoWriter(out, Fraction(25), *SIZE) as running:
+        held = partial_files(tmp_path)
+        assert len(held) == 3 and not set(left) & set(held)
+        write(out, 3)  # another run at the same time takes nothing from this one
+        assert set(held) <= set(partial_files(tmp_path))
+        running.write(media.numbered_frame(0))
+    assert partial_files(tmp_path) == ["a.mp4", "b.mp4"]
+    assert len(list(open_video(out).frames())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_link_is_followed_and_only_ordinary_files_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for name in ("there.mp4", "other.bin", "new/missing.mp4"):
+        target, link = tmp_path / "real" / name, tmp_path / "link.mp4"
+        if "there" in name:
+            target.write_bytes(b"old")
+        link.symlink_to(target)
+        write(link, 3)
+        assert link.is_symlink() and len(list(open_video(target).frames())) == 3
+        link.unlink()
+    (tmp_path / "circle.mp4").symlink_to(tmp_path / "circle.mp4")
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "to_fifo.mp4").symlink_to(tmp_path / "fifo.mp4")
+    before = partial_files(tmp_path)
+    for name in ("circle.mp4", "fifo.mp4", "to_fifo.mp4"):
+        with pytest.raises(OutputError, match="no ordinary file"):
+            write(tmp_path / name)
+    assert (
+        partial_files(tmp_path)
+        == before
+        == sorted(
+            ["circle.mp4", "fifo.mp4", "to_fifo.mp4", "real", "there.mp4", "other.bin", "new", "missing.mp4"]
+        )
+    )
+
+
 SECONDS = 1.3
 TONES = media.tone(SECONDS, 44100, 2)
 COPIES = [
@@ -311,8 +369,25 @@ def test_sound_ends_where_asked(tmp_path: Path) -> None:
     with_video = media.decoded_sound(
         write(tmp_path / "v.mp4", 50, audio=sound, end_audio_with_video=True)
     ).shape[1]
-    assert 88200 <= with_video < 44100 * (2 + longest)
+    assert with_video == 88200
     assert media.decoded_sound(write(tmp_path / "w.mp4", 50, audio=sound)).shape[1] == 4 * 44100
+
+
+@pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)])
+@pytest.mark.parametrize("frames", [1, 2, 7, 90])
+@pytest.mark.parametrize(("suffix", "bits"), [(".mp4", 16), (".mp4", 24), (".mov", 24), (".mkv", 24)])
+def test_sound_that_is_coded_ends_with_the_picture_to_the_sample(
+    tmp_path: Path, fps: Fraction, frames: int, suffix: str, bits: int
+) -> None:
+    noise = np.random.default_rng(frames).integers(-(2**15), 2**15, (2, 4 * 8000), np.int16)
+    samples = noise if bits == 16 else noise.astype(np.int32) << 16
+    for length in (samples.shape[1], 400):  # the second outlasts no picture but that of one frame
+        path = write(
+            tmp_path / f"a{suffix}", frames, fps, audio=(samples[:, :length], 8000), end_audio_with_video=True
+        )
+        after = media.decoded_sound(path)
+        expected = noise[:, : min(length, int(frames / fps * 8000))] / 2**15
+        assert after.shape == expected.shape and np.array_equal(after, expected)
 
 
 def test_language_is_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -12,7 +13,8 @@ import av
 import numpy as np
 
 from ..errors import AudioError
-from .resample import mono_16k
+from ..shortage import raise_shortage
+from .resample import LoudWarning, mono_16k
 
 # Gaps in the timestamps are filled with silence, so that sound after a gap or a damaged stretch stays
 # where players put it. Smaller ones are rounding of the container's clock; larger ones broken clocks.
@@ -37,12 +39,8 @@ class FileAudio:
         self.path = path
         self._duration: Fraction | None = None
         self._warned = False
-        if path.is_dir():
-            raise AudioError(f"{path} is a folder; expected a sound or video file.")
-        if not path.is_file():
-            raise AudioError(f"There is no file {path}; check the path of the sound.")
-        if path.stat().st_size == 0:
-            raise AudioError(f"{path} is empty (0 bytes); expected a sound or video file.")
+        self._loud = LoudWarning(str(path))
+        _check_file(path)
         if next(self.pcm(), None) is None:
             raise AudioError(f"{path} has a sound stream without samples; give --audio a file with sound.")
 
@@ -58,7 +56,7 @@ class FileAudio:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite."""
-        return mono_16k(self.pcm(), str(self.path))
+        return mono_16k(self.pcm(), str(self.path), self._loud)
 
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         """Blocks ([channels, n] in the file's own type, sample rate), gaps filled; then `duration` is known."""
@@ -115,6 +113,7 @@ class FileAudio:
                     packet = next(packets, None)
                     frames = packet.decode() if packet is not None else None
                 except av.FFmpegError as error:
+                    raise_shortage(error)
                     self._warn(error)
                     yield None
                     continue
@@ -127,6 +126,25 @@ class FileAudio:
             self._warned = True
             logger.warning("%s has damaged sound; the damaged parts become silence.", self.path)
             logger.debug("%s: %s", self.path, error)
+
+
+def _check_file(path: Path) -> None:
+    """Raise AudioError unless `path` is a file with something in it."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(f"There is no file {path}; check the path of the sound.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"The sound {path} cannot be read ({reason}).") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(f"{path} is a folder; expected a sound or video file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(
+            f"{path} is a pipe or a device, but sound is read more than once; save it as a file first."
+        )
+    if status.st_size == 0:
+        raise AudioError(f"{path} is empty (0 bytes); expected a sound or video file.")
 
 
 class Samples:

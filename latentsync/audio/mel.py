@@ -6,7 +6,12 @@ into blocks; computed in float64, because bands 80 dB under the loudest keep few
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -104,6 +109,33 @@ def _chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 @lru_cache(maxsize=1)
 def _filterbank() -> np.ndarray:
     """Slaney mel filters [80, 201]."""
-    from librosa.filters import mel
+    try:
+        from librosa.filters import mel
+    except RuntimeError:
+        with _somewhere_to_cache():
+            from librosa.filters import mel
 
     return mel(sr=SAMPLE_RATE, n_fft=N_FFT, n_mels=N_MELS).astype(np.float64)
+
+
+@contextmanager
+def _somewhere_to_cache() -> Iterator[None]:
+    """A temporary folder for the caches that librosa and numba insist on where no home can be written to.
+
+    Without a place beside their files (a system's site-packages) or at home (a container's `--user`) neither
+    can be imported. numba goes on writing there, so the folder stays as long as the process.
+    """
+    from numba import config
+
+    folder = tempfile.mkdtemp(prefix="latentsync-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config.CACHE_DIR = folder  # type: ignore[attr-defined]  # made when numba is imported
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before

@@ -28,16 +28,31 @@ def to_float(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
 
 
-def mono_16k(blocks: Iterable[tuple[np.ndarray, int]], name: str) -> Iterator[np.ndarray]:
+class LoudWarning:
+    """Warns of values far above full scale: once for a sound, however often it is read."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._told = False
+
+    def __call__(self, peak: float) -> None:
+        """Take the largest magnitude of a block."""
+        if peak > _LOUD and not self._told:
+            self._told = True
+            logger.warning(
+                "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768.", self._name, peak
+            )
+
+
+def mono_16k(blocks: Iterable[tuple[np.ndarray, int]], name: str, loud: LoudWarning) -> Iterator[np.ndarray]:
     """16 kHz mono float32 blocks [m] of PCM blocks ([channels, n], sample rate); the rate may change midway.
 
     Mono is the mean of the channels. 16 kHz input passes through without a resampler. FFmpeg's resampler
     adds no delay and its result does not depend on the block size. `name` is for messages: raises
-    AudioError for NaN or infinity, and warns once of values far above full scale.
+    AudioError for NaN or infinity. `loud` is told how far the values go.
     """
     resampler: av.AudioResampler | None = None
     current = SAMPLE_RATE
-    loud = False
     for block, rate in blocks:
         if rate != current:
             yield from _resampled(resampler, None)
@@ -49,13 +64,7 @@ def mono_16k(blocks: Iterable[tuple[np.ndarray, int]], name: str) -> Iterator[np
         peak = float(np.abs(mono).max())
         if not np.isfinite(peak):
             raise AudioError(f"{name} has NaN or infinite samples; repair or re-export it.")
-        if peak > _LOUD and not loud:
-            loud = True
-            logger.warning(
-                "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768.",
-                name,
-                peak,
-            )
+        loud(peak)
         if resampler is None:
             yield mono
         else:

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import AudioError
 from .decode import FileAudio
-from .resample import mono_16k
+from .resample import LoudWarning, mono_16k
 
 AudioInput: TypeAlias = "Path | str | tuple[Any, int]"
 
@@ -46,12 +46,13 @@ class ArrayAudio:
         self.rate = _checked_rate(rate)
         self.samples = _as_channels(samples)
         self.duration = Fraction(self.samples.shape[1], self.rate)
+        self._loud = LoudWarning("The audio array")
         if self.samples.dtype.kind == "f" and not all(np.isfinite(block).all() for block, _ in self._pcm()):
             raise AudioError("The audio array has NaN or infinite samples; repair or re-export it.")
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Float32 [n] at 16 kHz mono, from the beginning."""
-        return mono_16k(self._pcm(), "The audio array")
+        return mono_16k(self._pcm(), "The audio array", self._loud)
 
     def _pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         for start in range(0, self.samples.shape[1], _BLOCK):

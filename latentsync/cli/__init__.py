@@ -55,7 +55,7 @@ def _status(error: BaseException, stop: Stop) -> int:
         return stop.status
     if isinstance(error, LatentSyncError):
         return _fail(str(error))
-    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and not error.filename:
         # What we print finds no reader any more (`plan | head`) or no room; Python would try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if error.errno == errno.EPIPE else _fail("The disk is full; no summary was printed.")
@@ -66,6 +66,9 @@ def _status(error: BaseException, stop: Stop) -> int:
             f"Memory ran out ({Failure.of(error).text}); close other programs, or choose smaller settings or a "
             "device with more memory."
         )
+    if isinstance(error, OSError):  # permissions, names that no system can hold, disks that fail
+        what = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{what}{error.strerror or error}.")
     raise error
 
 
@@ -81,8 +84,8 @@ def _run(arguments: argparse.Namespace, stop: Stop) -> int:
     arguments.stop = stop
     try:
         return int(arguments.command(arguments))
-    except Cancelled:
-        raise KeyboardInterrupt from None
+    except Cancelled as error:
+        raise KeyboardInterrupt(*error.args) from None
 
 
 def _fail(message: str) -> int:

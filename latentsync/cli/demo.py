@@ -9,7 +9,8 @@ from pathlib import Path
 from ..config import SyncOptions
 from ..terminal import ProgressBar
 from .device import add_device_options, add_network_options, load_bundle, make_runtime
-from .result import print_plan, print_stages, print_summary, save_report
+from .paths import file_path
+from .result import check_report, print_plan, print_stages, print_summary, save_report
 
 HELP = "make a portrait speak with the small demo model"
 OUT = Path("output") / "demo.mp4"
@@ -22,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `demo`."""
     add = parser.add_argument
     defaults = SyncOptions()
-    add("--out", type=Path, default=OUT, help="result: .mp4, .mov or .mkv (default: %(default)s)")
-    add("--photo", type=Path, help="image file of a face (default: scikit-image's astronaut)")
-    add("--audio", type=Path, help="any file with sound (default: a spoken sentence)")
+    add("--out", type=file_path, default=OUT, help="result: .mp4, .mov or .mkv (default: %(default)s)")
+    add("--photo", type=file_path, help="image file of a face (default: scikit-image's astronaut)")
+    add("--audio", type=file_path, help="any file with sound (default: a spoken sentence)")
     add("--model", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
     add("--seed", type=int, default=defaults.seed, help="of the noise (default: %(default)s)")
     add("--steps", type=int, default=STEPS, help="denoising steps (default: %(default)s)")
-    add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
+    add("--report", type=file_path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
     add_device_options(parser)
     add_network_options(parser)
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
     audio = spoken_sentence() if arguments.audio is None else arguments.audio
     preflight(photo[None] if arguments.photo is None else arguments.photo, audio, arguments.out, options)
+    check_report(arguments.report, arguments.out, arguments.photo, audio, arguments.model)
     with ProgressBar(arguments.quiet, arguments.stop) as bar:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device)

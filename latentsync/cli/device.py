@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ..faces import FaceDetector
     from ..loading import ModelBundle
     from ..terminal import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 # Of memsafe.AttentionMode and memsafe.MemoryMode, without loading torch.
@@ -23,7 +26,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     """What `make_runtime` reads."""
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--memory-mode", choices=MEMORY_MODES, default="balanced")
-    parser.add_argument("--vram-limit-gb", type=float, help="take the GPU for one of this size")
+    parser.add_argument("--vram-limit-gb", type=float, help="use at most this much of the GPU's memory")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks")
 
 
@@ -58,7 +61,7 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
         )
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     try:
-        return Runtime.auto(
+        runtime = Runtime.auto(
             arguments.device,
             memory_mode=arguments.memory_mode,
             vram_limit_gb=limit,
@@ -70,6 +73,9 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a device it cannot parse
         what = "" if arguments.device is None else f"Cannot use device {arguments.device!r}: "
         raise InputError(f"{what}{str(error).splitlines()[0]}") from None
+    if limit is not None and runtime.info.kind == "cpu":
+        logger.warning("vram-limit-gb is %g, but no GPU is used; it changes nothing.", limit)
+    return runtime
 
 
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from ..config import ModelConfig, SyncOptions
 from .device import add_device_options, make_runtime
+from .paths import file_path
 
 HELP = "show what would be held and computed at a time, and how long it would take"
 
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = SyncOptions()
     add = parser.add_argument
     add("--model", default="1.6", help="1.6, 1.5, demo, or a model folder (default: 1.6)")
-    add("--video", type=Path, help="for its size (default: 1920x1080 is meant)")
-    add("--audio", type=Path, help="for the length (default: the video's)")
+    add("--video", type=file_path, help="for its size (default: 1920x1080 is meant)")
+    add("--audio", type=file_path, help="for the length (default: the video's)")
     add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
     add("--guidance", type=float, default=defaults.guidance, help="as for sync (default: %(default)s)")
     add("--json", action="store_true", help="as JSON")

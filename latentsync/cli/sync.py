@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from enum import Enum
-from pathlib import Path
 
 from ..config import Extend, Length, MissingFace, SyncOptions, as_fps
 from ..terminal import ProgressBar
 from .device import add_device_options, add_network_options, load_bundle, make_runtime
-from .result import print_summary, save_report
+from .paths import file_path
+from .result import check_report, print_summary, save_report
 
 HELP = "lip-sync a video (or a portrait image) to speech"
 FACE_DETECTORS = ("auto", "mediapipe", "opencv", "insightface")  # faces.load.BACKENDS, without loading torch
@@ -20,9 +20,9 @@ _LAST = "if memory runs out and nothing else helps,"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `sync`."""
     add = parser.add_argument
-    add("--video", type=Path, required=True, help="video file, GIF or image")
-    add("--audio", type=Path, required=True, help="any file with sound")
-    add("--out", type=Path, required=True, help="result: .mp4, .mov or .mkv")
+    add("--video", type=file_path, required=True, help="video file, GIF or image")
+    add("--audio", type=file_path, required=True, help="any file with sound")
+    add("--out", type=file_path, required=True, help="result: .mp4, .mov or .mkv")
     add(
         "--model",
         default="1.6",
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-cpu", action="store_true", help=f"{_LAST} go on on the CPU")
     add("--parity", action="store_true", help="the published arithmetic, for comparison only")
     add("--resume", action="store_true", help="keep finished frames beside the output, and go on from them")
-    add("--report", type=Path, metavar="FILE.json", help="write what was done, in numbers")
+    add("--report", type=file_path, metavar="FILE.json", help="write what was done, in numbers")
     add("--quiet", action="store_true", help="no progress bar")
     add_device_options(parser)
     add_network_options(parser)
@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..pipeline import LipSyncPipeline
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
+    check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)
     with ProgressBar(arguments.quiet, arguments.stop) as bar:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device, backend=arguments.face_detector)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..terminal import ProgressBar
-from .device import add_device_options, make_runtime
+from .device import MEMORY_MODES, make_runtime
 
 HELP = "fine-tune a model on a folder of talking-head clips"
 TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without loading torch
@@ -15,8 +15,20 @@ TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `train`."""
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="clips and photos, one person in each")
-    add("--out", type=Path, required=True, metavar="DIR", help="the new model folder; a stopped run goes on")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="clips of 3 s or more with their sound, and photos; one person in each",
+    )
+    add(
+        "--out",
+        type=_folder,
+        required=True,
+        metavar="DIR",
+        help="the new model folder; a stopped run goes on",
+    )
     add("--base", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
     add("--from-scratch", action="store_true", help="train all networks of the demo model from nothing")
     add("--steps", type=int, help="of fine-tuning (default: 1000)")
@@ -33,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=1, help="(default: %(default)s)")
     add("--quiet", action="store_true", help="no progress lines")
-    add_device_options(parser)
+    # Those of `device.add_device_options` that mean something here: precision does not.
+    add("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
+    add("--memory-mode", choices=MEMORY_MODES, default="balanced")
+    add("--vram-limit-gb", type=float, help="take the GPU for one of this size")
+    parser.set_defaults(precision="auto")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise KeyboardInterrupt("the same command goes on from here.") from None
     print(folder)
     return 0
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; expected a folder")
+    return Path(text)
 
 
 def _print(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:

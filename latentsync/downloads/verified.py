@@ -48,7 +48,9 @@ def _entries(root: Path) -> dict[str, list[int | str]]:
         entries = json.loads((root / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # never written, or damaged: everything is verified anew
-    return entries if isinstance(entries, dict) else {}
+    if not isinstance(entries, dict):
+        return {}
+    return {key: entry for key, entry in entries.items() if isinstance(entry, list)}
 
 
 def _key(root: Path, path: Path) -> str:

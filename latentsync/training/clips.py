@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +22,7 @@ from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
 from .mouth import mouth_state
+from .writing import writing
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +56,17 @@ class AlignedClip:
 def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> list[AlignedClip]:
     """Every video and photo in `folder`, in the order of their names, kept in `cache` once aligned.
 
-    Files without a usable face are left out with a warning. Raises InputError if nothing usable is there.
+    Files without a usable face are left out with a warning. Raises InputError if nothing usable is there, and
+    OutputError if `cache` cannot be written.
     """
-    if not folder.is_dir():
-        raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.")
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.") from None
+    except OSError as error:
+        raise InputError(f"The folder {str(folder)[:100]!r} cannot be read ({error.strerror}).") from None
     clips = []
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if path.suffix.lower() not in CLIP_SUFFIXES + PHOTO_SUFFIXES:
             continue
         try:
@@ -127,7 +136,9 @@ class _Faces:
         self._shape, self._store = (resolution, resolution, 3), store
         self._held: list[np.ndarray] = []
         if store is not None:
-            store.write_bytes(b"")
+            with writing(store):
+                store.parent.mkdir(parents=True, exist_ok=True)
+                store.write_bytes(b"")
 
     def append(self, face: np.ndarray | None) -> None:
         self.found.append(face is not None)
@@ -135,7 +146,7 @@ class _Faces:
         if self._store is None:
             self._held.append(face)
             return
-        with self._store.open("ab") as file:
+        with writing(self._store), self._store.open("ab") as file:
             file.write(np.ascontiguousarray(face).tobytes())
 
     def run(self, start: int, stop: int) -> np.ndarray:
@@ -145,30 +156,52 @@ class _Faces:
         if stop - start < len(self.found):
             whole = np.memmap(self._store, np.uint8, "r", shape=(len(self.found), *self._shape))
             trimmed = self._store.with_suffix(".run")
-            with trimmed.open("wb") as file:
-                file.writelines(face.tobytes() for face in whole[start:stop])
-            del whole  # Windows replaces no file that is mapped
-            trimmed.replace(self._store)
+            with writing(trimmed):
+                with trimmed.open("wb") as file:
+                    file.writelines(face.tobytes() for face in whole[start:stop])
+                del whole  # Windows replaces no file that is mapped
+                trimmed.replace(self._store)
         return np.memmap(self._store, np.uint8, "r", shape=(stop - start, *self._shape))
 
 
 def _kept(path: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> AlignedClip:
     """The file's clip, aligned now or in an earlier run."""
-    stem = f"{path.stem}-{path.stat().st_size}-{resolution}"
-    faces, rest = cache / f"{stem}.faces", cache / f"{stem}.npz"
-    if rest.is_file():
-        with np.load(rest) as values:
-            kept = {name: values[name] for name in ("points", "samples", "stills")}
-        stored = np.memmap(faces, np.uint8, "r", shape=(len(kept["points"]), resolution, resolution, 3))
-        return AlignedClip(name=path.stem, faces=stored, **kept)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        stem = f"{path.stem}-{path.stat().st_size}-{resolution}"
+    except OSError as error:
+        raise InputError(f"It cannot be read ({error.strerror}).") from None
+    faces, rest, partial = (cache / f"{stem}{suffix}" for suffix in (".faces", ".npz", ".part.npz"))
+    if rest.exists():
+        try:
+            return _read_kept(path.stem, faces, rest, resolution)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("What was kept of %s is damaged (%s); it is aligned anew.", path.name, error)
     audio = None if path.suffix.lower() in PHOTO_SUFFIXES else path
-    with open_video(path, fps=FPS) as source:
-        clip = align_clip(path.stem, source, audio, detector, resolution, faces)
-    partial = cache / f"{stem}.part.npz"
-    np.savez(partial, points=clip.points, samples=clip.samples, stills=clip.stills)
-    partial.replace(rest)  # only now is the clip whole
+    try:
+        with writing(rest):
+            rest.unlink(missing_ok=True)
+        with open_video(path, fps=FPS) as source:
+            clip = align_clip(path.stem, source, audio, detector, resolution, faces)
+        with writing(rest):
+            np.savez(partial, points=clip.points, samples=clip.samples, stills=clip.stills)
+            partial.replace(rest)  # only now is the clip whole
+    except BaseException:
+        for unfinished in (faces, faces.with_suffix(".run"), partial):
+            with suppress(OSError):
+                unfinished.unlink()
+        with suppress(OSError):  # other clips are in it
+            cache.rmdir()
+        raise
     return clip
+
+
+def _read_kept(name: str, faces: Path, rest: Path, resolution: int) -> AlignedClip:
+    with np.load(rest) as values:
+        kept = {part: values[part] for part in ("points", "samples", "stills")}
+    shape = (len(kept["points"]), resolution, resolution, 3)
+    if faces.stat().st_size != math.prod(shape):
+        raise ValueError(f"{faces.name} has another length")
+    return AlignedClip(name=name, faces=np.memmap(faces, np.uint8, "r", shape=shape), **kept)
 
 
 def to_square(points: np.ndarray, matrix: np.ndarray, template: Template) -> np.ndarray:

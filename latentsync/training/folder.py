@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from torch import nn
 
 from ..config import CONFIG_DIR, ModelConfig
+from .writing import writing
 
 _VAE_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -21,12 +23,21 @@ def save_model(
 ) -> None:
     """Write config.yaml and the three networks in half precision, whole or not at all.
 
-    An earlier model in `folder` is replaced; other files in it are left alone.
+    An earlier model in `folder` is replaced; other files in it are left alone. Raises OutputError if there is
+    no room or permission.
     """
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "vae").mkdir(parents=True)
+    with writing(folder):
+        _save_model(folder, config, unet, vae, audio_encoder)
+
+
+def _save_model(
+    folder: Path, config: ModelConfig, unet: nn.Module, vae: Any, audio_encoder: nn.Module
+) -> None:
+    (folder / "vae").mkdir(parents=True, exist_ok=True)
+    # Within the folder: what lies beside it is the user's, or on another disk.
+    partial = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
     try:
+        (partial / "vae").mkdir()
         published = CONFIG_DIR / f"{config.name}.yaml"
         if published.is_file() and ModelConfig.from_yaml(published) == config:
             shutil.copyfile(published, partial / "config.yaml")  # with its comments
@@ -38,8 +49,9 @@ def save_model(
         _save(vae, partial / "vae" / _VAE_FILE)
         settings = {k: v for k, v in dict(vae.config).items() if not k.startswith("_")}
         (partial / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / "vae").mkdir(parents=True, exist_ok=True)
+        mode = (partial / "config.yaml").stat().st_mode
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+            path.chmod(mode)  # safetensors' files are their owner's alone
             path.replace(folder / path.relative_to(partial))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ...memsafe import is_oom
+from ..errors import OutputError, TrainingError
+from .writing import writing
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class LoopOptions:
     autocast: torch.dtype | None = torch.bfloat16  # None: full precision
     save_every: int = 250  # steps
     report_every: int = 25  # steps
+    asked: Mapping[str, str | float] = field(default_factory=dict)  # kept with the state, to tell runs apart
 
     def rate(self, step: int) -> float:
         """Learning rate: rises, stays, and falls linearly over the last quarter.
@@ -64,7 +67,7 @@ def train(
 
     `step` computes the loss of one step. `report` gets the means of its figures now and then. `check` may raise to
     stop; however it stops, the state of the last whole step is kept. Raises TrainingError if the loss is not
-    finite.
+    finite or the state cannot be read, and OutputError if it cannot be written.
     """
     o = options
     device = next(module.parameters()).device
@@ -97,12 +100,13 @@ def train(
                 means.clear()
             if state.step % o.save_every == 0:
                 state.save()
-    except TrainingError:
-        raise  # what went wrong is not worth keeping
+    except (TrainingError, OutputError):
+        raise  # what went wrong is not worth keeping, or cannot be kept
     except BaseException:
         state.save()
         raise
-    state.save()
+    if state.step > start:
+        state.save()
     state.give_averages()
     return module.eval()
 
@@ -112,15 +116,15 @@ class _State:
 
     def __init__(self, module: nn.Module, options: LoopOptions, path: Path) -> None:
         self.step = 0
-        self._path, self._decay = path, options.average
+        self._path, self._decay, self._asked = path, options.average, dict(options.asked)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._averages = [p.detach().clone() for p in self._parameters]
         self._optimizer = torch.optim.AdamW(
             self._parameters, options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
         )
         self._whole = True  # no step is half done
-        if path.is_file():
-            self._load()
+        if path.exists():
+            self._load(options.steps)
 
     def advance(self, rate: float, clip_norm: float) -> None:
         """One step along the gradients."""
@@ -149,18 +153,45 @@ class _State:
             return
         state: dict[str, Any] = {
             "step": self.step,
+            "asked": self._asked,
             "parameters": [p.detach() for p in self._parameters],
             "averages": self._averages,
             "optimizer": self._optimizer.state_dict(),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self._path)
+        try:
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(state, partial)
+                partial.replace(self._path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+    def _load(self, steps: int) -> None:
+        try:
+            self._take(torch.load(self._path, map_location="cpu", weights_only=True))
+        except TrainingError:
+            raise
+        except Exception as error:  # torch and pickle have many names for a file that is not whole
+            if is_oom(error):
+                raise
+            what = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "is damaged"
+            raise TrainingError(
+                f"The state {self._path} {what}; remove it to train from the beginning, or give another --out."
+            ) from error
+        logger.info("%s: going on from step %d", self._path.name, self.step)
+        if self.step > steps:
+            logger.warning(
+                "%s has had %d steps already, more than the %d asked for; nothing is trained.",
+                self._path,
+                self.step,
+                steps,
+            )
 
     @torch.no_grad()
-    def _load(self) -> None:
-        state = torch.load(self._path, map_location="cpu", weights_only=True)
+    def _take(self, state: dict[str, Any]) -> None:
         for held, kept in ((self._parameters, state["parameters"]), (self._averages, state["averages"])):
             if [p.shape for p in held] != [k.shape for k in kept]:
                 raise TrainingError(
@@ -170,4 +201,14 @@ class _State:
                 p.copy_(k)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
-        logger.info("%s: going on from step %d", self._path.name, self.step)
+        before = state.get("asked", {})  # not in states of earlier versions
+        other = [name for name, value in self._asked.items() if before.get(name, value) != value]
+        if other:
+            logger.warning(
+                "%s was trained for %d steps with %s; what was learned so is kept. For %s from the beginning "
+                "give another --out.",
+                self._path,
+                self.step,
+                ", ".join(f"{name} {before[name]}" for name in other),
+                ", ".join(f"{name} {self._asked[name]}" for name in other),
+            )

@@ -50,7 +50,7 @@ class Pairs:
         self._clips, self._sounds, self._frames = clips, sounds, frames
         # Those that last a window; a user's clip may be shorter.
         self._long = [i for i, sound in enumerate(sounds) if len(sound.mouth) >= frames]
-        self._own = [(c, s) for c, s in enumerate(own) if s is not None and len(clips[c].faces) > 3 * APART]
+        self._own = [(c, s) for c, s in enumerate(own) if s is not None and len(clips[c].faces) >= 3 * APART]
         # Without a clip of use the real windows' share goes to reposed ones, if there are any.
         self._shares = shares if self._own or not shares[1] else (0.0, shares[0] + shares[1], shares[2])
         self.side = clips[0].faces.shape[1]

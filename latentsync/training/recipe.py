@@ -31,6 +31,7 @@ from .loop import LoopOptions, Report
 from .pairs import Pairs
 from .pool import WindowPool, hear
 from .speech import Sounds, gather
+from .writing import training_folder
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +112,17 @@ def train_model(options: TrainingOptions, runtime: Runtime, report: Report = lam
     """Train and write the model folder; called again after a stop, it goes on. Returns the folder.
 
     Raises InputError for data that is of no use, CheckpointError for a missing base, TrainingError if the loss
-    diverges, and Cancelled, with the state saved, when the host wants to stop.
+    diverges or the state of an earlier run is damaged, OutputError if the folder cannot be written or another
+    run has it, and Cancelled, with the state saved, when the host wants to stop.
     """
-    context = _Context(
-        runtime.device, _detector(runtime.device), options.out / "training", report, runtime.check_interrupted
-    )
-    if options.scratch:
-        _from_nothing(options, context)
-    else:
-        _finetune(options, runtime, context)
+    with training_folder(options.out) as folder:
+        context = _Context(
+            runtime.device, _detector(runtime.device), folder, report, runtime.check_interrupted
+        )
+        if options.scratch:
+            _from_nothing(options, context)
+        else:
+            _finetune(options, runtime, context)
     return options.out
 
 
@@ -127,7 +130,8 @@ def _from_nothing(options: TrainingOptions, context: _Context) -> None:
     config = ModelConfig.published("demo")
 
     def stage(name: str, rate: float, average: float = 0.999) -> LoopOptions:
-        return LoopOptions(name, SCRATCH_STEPS[name], rate, options.seed, average=average)
+        asked = {"seed": options.seed}
+        return LoopOptions(name, SCRATCH_STEPS[name], rate, options.seed, average=average, asked=asked)
 
     clips = [*_clips(options, config, context), *_portrait(config, context)]
     sounds = gather(clips, options.seed)
@@ -183,12 +187,22 @@ def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> 
     pool = _pool(clips, sounds, bundle.vae, bundle.audio_encoder, config, options.seed, shares, context)
     tier = runtime.plan.tier
     small = Trainable.AUDIO if tier in (Tier.COMPACT, Tier.STANDARD) else Trainable.ATTENTION
-    count = (options.trainable or small).select(unet)
+    trainable = options.trainable or small
+    count = trainable.select(unet)
     _halve_frozen(unet)
     if runtime.plan.recompute_activations:
         recompute_activations(unet)
     logger.info("%d parameters are trained", count)
-    loop = LoopOptions("finetune", options.steps or FINETUNE_STEPS, options.learning_rate, options.seed)
+    asked: dict[str, str | float] = {
+        "base": options.base,
+        "batch": options.batch,
+        "learning-rate": options.learning_rate,
+        "trainable": trainable.value,
+        "synthetic": options.synthetic,
+        "seed": options.seed,
+    }
+    steps = options.steps or FINETUNE_STEPS
+    loop = LoopOptions("finetune", steps, options.learning_rate, options.seed, asked=asked)
     focus = Focus(batch=options.batch, frames=config.num_frames, fresh=1.0, held=64)
     train_denoiser(
         unet,
@@ -200,7 +214,8 @@ def _finetune(options: TrainingOptions, runtime: Runtime, context: _Context) -> 
         focus=focus,
         **context.common,
     )
-    save_model(options.out, replace(config, name=options.out.name), unet, bundle.vae, bundle.audio_encoder)
+    name = options.out.resolve().name  # also of "."
+    save_model(options.out, replace(config, name=name), unet, bundle.vae, bundle.audio_encoder)
 
 
 def _halve_frozen(unet: nn.Module) -> None:

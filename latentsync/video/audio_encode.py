@@ -39,16 +39,26 @@ class Coding:
     bit_rate: int | None = None
 
 
+@dataclass
+class End:
+    """Where sound that ends with the picture ends, as far as that is known while the picture is written."""
+
+    earliest: Fraction = Fraction(0)  # seconds
+    final: bool = False  # `earliest` is the end
+
+
 def add_encoded(
     container: OutputContainer,
     frames: Iterator[av.AudioFrame],
     coding: Coding,
     tags: Mapping[str, str] | None = None,
-) -> Iterator[av.Packet]:
+    end: End | None = None,
+) -> Iterator[av.Packet | None]:
     """Add a stream to the container and return its packets, coded as they are asked for.
 
-    The sample rate is kept (AAC: the next rate it has), as are the channels. Raises AudioError if there are
-    no frames or the encoder refuses them.
+    The sample rate is kept (AAC: the next rate it has), as are the channels. `end`: nothing is coded that may
+    lie behind it, to the sample but for AAC; where that has to be waited for, None comes instead of a packet.
+    Raises AudioError if there are no frames or the encoder refuses them.
     """
     first = next(frames, None)
     if first is None:
@@ -71,21 +81,46 @@ def add_encoded(
         ) from None
     stream.metadata.update(tags or {})
     resampler = av.AudioResampler(format=coding.sample_format, layout=layout, rate=rate)
-    return _packets(stream, chain([first], frames), resampler, rate)
+    if stream.codec_context.format.is_planar:  # AAC, whose blocks are short
+        end = None
+    return _packets(stream, chain([first], frames), resampler, rate, end)
 
 
 def _packets(
-    stream: av.AudioStream, frames: Iterator[av.AudioFrame], resampler: av.AudioResampler, rate: int
-) -> Iterator[av.Packet]:
+    stream: av.AudioStream,
+    frames: Iterator[av.AudioFrame],
+    resampler: av.AudioResampler,
+    rate: int,
+    end: End | None,
+) -> Iterator[av.Packet | None]:
     count = 0
     for frame in chain(frames, [None]):
         if frame is not None:
             frame.pts = None  # gaps and jitter of the old timestamps do not count
         for part in resampler.resample(frame):
-            part.pts, part.time_base = count, Fraction(1, rate)
-            count += part.samples
-            yield from stream.encode(part)
+            while end is not None and not end.final and count + part.samples > int(end.earliest * rate):
+                yield None
+            kept = part if end is None else _head(part, int(end.earliest * rate) - count)
+            if kept is not None:
+                kept.pts, kept.time_base = count, Fraction(1, rate)
+                count += kept.samples
+                yield from stream.encode(kept)
+            if kept is not part:
+                yield from stream.encode(None)
+                return
     yield from stream.encode(None)
+
+
+def _head(frame: av.AudioFrame, count: int) -> av.AudioFrame | None:
+    """The first samples of an interleaved frame, itself if it has no more; None for none."""
+    if count >= frame.samples:
+        return frame
+    if count <= 0:
+        return None
+    samples = frame.to_ndarray()[:, : count * frame.layout.nb_channels]
+    head = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), frame.format.name, frame.layout.name)
+    head.sample_rate = frame.sample_rate
+    return head
 
 
 def array_frames(samples: Any, rate: int) -> tuple[Iterator[av.AudioFrame], str]:

@@ -20,7 +20,8 @@ from av.container import InputContainer, OutputContainer
 
 from ..audio.decode import Samples
 from ..errors import AudioError
-from .audio_encode import Coding, add_encoded, array_frames
+from ..shortage import raise_shortage
+from .audio_encode import Coding, End, add_encoded, array_frames
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class AudioTrack:
     """Packets of one output stream in order, muxed as the picture advances."""
 
     container: OutputContainer
-    packets: Iterator[av.Packet]
+    packets: Iterator[av.Packet | None]  # None: there is none as yet
     limit: Fraction | None  # seconds; packets beginning here or later are dropped
     opened: contextlib.ExitStack
     _next: av.Packet | None = None
@@ -59,9 +60,12 @@ class AudioTrack:
         """Mux every packet that begins before `until` seconds; None: all that is left."""
         while not self._ended:
             if self._next is None:
-                self._next = next(self.packets, None)
+                try:
+                    self._next = next(self.packets)
+                except StopIteration:
+                    self._ended = True
+                    return
             if self._next is None:
-                self._ended = True
                 return
             begins = self._next.pts * self._next.time_base
             if self.limit is not None and begins >= self.limit:
@@ -78,19 +82,24 @@ class AudioTrack:
 
 
 def open_track(
-    audio: str | Path | tuple[Any, int], container: OutputContainer, suffix: str, limit: Fraction | None
+    audio: str | Path | tuple[Any, int],
+    container: OutputContainer,
+    suffix: str,
+    limit: Fraction | None,
+    end: End | None = None,
 ) -> AudioTrack:
     """Add a stream for `audio` to the container; call before anything is muxed.
 
-    `audio`: a file (its first sound stream), or (samples [t] or [channels, t], sample rate).
+    `audio`: a file (its first sound stream), or (samples [t] or [channels, t], sample rate). `end`: of sound
+    that is coded, as `add_encoded` takes it.
     Raises AudioError for sound that cannot be read or coded.
     """
     with contextlib.ExitStack() as opened:
         if isinstance(audio, (str, Path)):
-            packets = _from_file(Path(audio), container, suffix, opened)
+            packets = _from_file(Path(audio), container, suffix, opened, end)
         else:
             frames, sample_format = array_frames(*audio)
-            packets = add_encoded(container, frames, _lossless(suffix, sample_format))
+            packets = add_encoded(container, frames, _lossless(suffix, sample_format), end=end)
         return AudioTrack(container, packets, limit, opened.pop_all())
 
 
@@ -105,8 +114,8 @@ def _codec(stream: av.AudioStream) -> str:
 
 
 def _from_file(
-    path: Path, container: OutputContainer, suffix: str, opened: contextlib.ExitStack
-) -> Iterator[av.Packet]:
+    path: Path, container: OutputContainer, suffix: str, opened: contextlib.ExitStack, end: End | None
+) -> Iterator[av.Packet | None]:
     source, stream = _open(path)
     opened.enter_context(source)
     tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_TAGS_NOT_KEPT)}
@@ -120,7 +129,7 @@ def _from_file(
     name = _codec(stream)
     coding = _coding(path, name, stream, suffix)
     log.info("The sound of %s (%s) is coded as %s for %s.", path, name, coding.codec.upper(), suffix)
-    return add_encoded(container, _frames(source, stream), coding, tags)
+    return add_encoded(container, _frames(source, stream), coding, tags, end)
 
 
 def _copied(
@@ -163,6 +172,7 @@ def _packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Pack
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
+            raise_shortage(error)
             log.warning("%s is damaged (%s); the sound ends there.", source.name, error.strerror)
             return
         if packet is None:
@@ -177,6 +187,7 @@ def _frames(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Audio
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
+            raise_shortage(error)
             if not warned:
                 log.warning(
                     "%s has damaged sound (%s); damaged parts are skipped.", source.name, error.strerror
@@ -190,6 +201,7 @@ def _open(path: Path) -> tuple[InputContainer, av.AudioStream]:
     try:
         source = av.open(str(path.absolute()), metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
+        raise_shortage(error)
         raise AudioError(
             f"{path} is not a readable sound file ({getattr(error, 'strerror', error)})."
         ) from None

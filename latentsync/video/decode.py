@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
 
 from ..errors import VideoError
+from ..shortage import raise_shortage
 
 log = logging.getLogger(__name__)
 _COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
@@ -24,6 +26,8 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             if not file.read(1):
                 raise VideoError(f"{path} is empty (0 bytes); copy or export the video again.")
+    except VideoError:  # which is a ValueError too
+        raise
     except FileNotFoundError:
         raise VideoError(f"No video at {path}; check the path.") from None
     except PermissionError:
@@ -34,14 +38,18 @@ def check_file(path: Path) -> None:
         raise VideoError(f"{path} cannot be read ({error}).") from None
 
 
-def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
-    """The container and its first real video stream (cover art does not count), with threaded decoding."""
+def open_container(path: Path, file: Any = None) -> tuple[InputContainer, av.VideoStream]:
+    """The container and its first real video stream (cover art does not count), with threaded decoding.
+
+    file: an object with `read` to take the bytes from, instead of the path.
+    """
     try:
         # Absolute, so that a name such as "take:2.mp4" is not taken for a network protocol.
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        container = av.open(str(path.absolute()) if file is None else file, metadata_errors="ignore")
     except FileNotFoundError:
         raise VideoError(f"There is no video at {path} any more; it was moved or deleted.") from None
     except (av.FFmpegError, OSError, ValueError) as error:
+        raise_shortage(error)
         raise VideoError(
             f"{path} is not a readable video ({_reason(error)}): it is damaged, incomplete (an interrupted "
             "recording or download) or of another type; export it again or convert it with ffmpeg."
@@ -72,12 +80,14 @@ def decoded(
     """Frames in display order from the container's position on.
 
     `damaged` is called with a reason for every packet that cannot be used; decoding goes on with the next.
+    Raises MemoryError where not the file but the machine is to blame.
     """
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except (av.FFmpegError, OSError) as error:
+            raise_shortage(error)
             damaged(_reason(error))  # the container itself ends here; what the decoder still holds follows
             yield from _flushed(stream)
             return
@@ -86,6 +96,7 @@ def decoded(
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
+            raise_shortage(error)
             damaged(_reason(error))
             continue
         yield from frames
@@ -94,7 +105,8 @@ def decoded(
 def _flushed(stream: av.VideoStream) -> list[av.VideoFrame]:
     try:
         return list(stream.decode(None))
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        raise_shortage(error)
         return []
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from av.container import InputContainer
 
 from ..errors import VideoError
+from ..shortage import raise_shortage
 from .color import ToRGB, tags_of
 from .decode import check_file, decoded, open_container
 from .grid import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
@@ -127,7 +128,8 @@ class VideoFile(ClosingSource):
         opened.enter_context(container)
         try:
             container.seek(self._origin + int(seconds / self._time_base), stream=stream)
-        except av.FFmpegError:
+        except av.FFmpegError as error:
+            raise_shortage(error)
             return None
         frames = decoded(container, stream, self._damaged)
         for frame in frames:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
+import re
+import secrets
 from pathlib import Path
 
 from ..errors import OutputError
@@ -16,11 +17,14 @@ def check_target(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"The output is {path.name!r}; expected a name ending in {', '.join(SUFFIXES)}.")
     try:
-        if path.is_dir():
+        real = resolved(path)
+        if real.is_dir():
             raise OutputError(
                 f"The output {path} is a folder; give a file name ending in {', '.join(SUFFIXES)}."
             )
-        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        if real.is_symlink() or (real.exists() and not real.is_file()):
+            raise OutputError(f"The output {path} is no ordinary file; choose another output name.")
+        nearest = next(folder for folder in real.absolute().parents if folder.exists())
     except (OSError, ValueError) as error:  # a name the file system cannot hold
         raise OutputError(f"The output name {str(path)[:100]!r} cannot be used ({error.args[-1]}).") from None
     if not nearest.is_dir():
@@ -29,6 +33,16 @@ def check_target(path: Path) -> None:
         raise OutputError(f"No permission to write into {nearest}; choose another folder.")
 
 
+def resolved(path: Path) -> Path:
+    """Where a link leads, which is what is to be written; a path that is none as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def partial_name(path: Path) -> Path:
     """A new hidden name beside `path`, for the file until it is complete."""
-    return path.with_name(f".{path.stem[:40]}.{uuid.uuid4().hex[:12]}{path.suffix.lower()}")
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix.lower()}")
+
+
+def partial_names(path: Path) -> re.Pattern[str]:
+    """All that `partial_name` may give."""
+    return re.compile(re.escape(f".{path.stem[:40]}.") + "[0-9a-f]{12}" + re.escape(path.suffix.lower()))

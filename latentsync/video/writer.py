@@ -16,11 +16,14 @@ import cv2
 import numpy as np
 
 from ..errors import InputError, OutputError
+from ..shortage import raise_shortage
+from .audio_encode import End
 from .audio_track import AudioTrack, open_track
 from .color import FromRGB, coded_tags
 from .encoder import Encoder, x264
+from .partial import PartialFile
 from .source import ColorTags, FrameSource
-from .target import check_target, partial_name
+from .target import check_target, resolved
 
 # What mp4 has a place for that players read; other keys need QuickTime's free-form tags, in place of these.
 _PLAYERS_KEYS = {"title", "artist", "album", "comment", "genre", "date", "description", "copyright"}
@@ -48,13 +51,14 @@ class VideoWriter:
         Matroska cannot hide the priming of AAC and MP3 that come out of MP4, so there sound and picture
         both begin that much (about 23 ms) late.
     audio_limit: seconds; sound packets that begin there or later are dropped.
-    end_audio_with_video: so are those that begin at or after the end of the last frame.
+    end_audio_with_video: so are those that begin at or after the end of the last frame; sound that is coded here
+        as FLAC or PCM ends there to the sample.
     color: the tags of the source; coded_tags says what is filled in.
     pixel_aspect: width over height of a pixel.
     metadata: such as title and comment, or a program's own keys.
     encoder: None for x264 with `crf` and `preset`, which count for nothing with another one.
 
-    Parent folders are created, and removed again if the run fails.
+    Parent folders are created, and removed again if the run fails. A link is followed.
 
     Raises OutputError for a target that cannot be written, AudioError for the sound.
     """
@@ -85,13 +89,14 @@ class VideoWriter:
         self._encoder = encoder or x264(crf, preset)
         self._to_yuv = FromRGB(self._tags, *self._coded_size, self._encoder.pix_fmt)
         self._audio, self._audio_limit = audio, audio_limit
-        self._end_audio_with_video = end_audio_with_video
+        self._sound_end = End() if end_audio_with_video else None
         self._pixel_aspect = pixel_aspect
         self._metadata = {key: str(text) for key, text in (metadata or {}).items()}
         self._created: list[Path] = []
         self._container: av.container.OutputContainer | None = None
         self._track: AudioTrack | None = None
-        self._partial = partial_name(self.path)
+        self._target = resolved(self.path)
+        self._partial = PartialFile(self._target, self.path.suffix)
 
     @classmethod
     def of(cls, path: Path, source: FrameSource, **how: Any) -> VideoWriter:
@@ -132,9 +137,11 @@ class VideoWriter:
             )
         picture = self._to_yuv(np.ascontiguousarray(frame))
         picture.pts, picture.time_base = self.frames_written, 1 / self.fps
+        self.frames_written += 1
+        if self._sound_end is not None:
+            self._sound_end.earliest = self.frames_written / self.fps
         with self._explained():
             self._mux(self._video.encode(picture))
-        self.frames_written += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -150,19 +157,18 @@ class VideoWriter:
                 self._discard()
 
     def _make_folder(self) -> None:
-        missing = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        missing = [folder for folder in self._target.absolute().parents if not folder.exists()]
         for folder in reversed(missing):
             folder.mkdir()
             self._created.append(folder)
         # FFmpeg would open the file only at the first packet, which may be minutes of work later.
-        with self._partial.open("xb"):
-            pass
+        self._partial.create()
 
     def _open(self) -> None:
         self._container = container = av.open(
-            str(self._partial.absolute()),
+            str(self._partial.path.absolute()),
             "w",
-            container_options=container_options(self._partial.suffix, self._metadata),
+            container_options=container_options(self._partial.path.suffix, self._metadata),
         )
         container.metadata.update(self._metadata)
         self._video = stream = container.add_stream(
@@ -179,7 +185,9 @@ class VideoWriter:
         if self._tags.transfer is not None:
             context.color_trc = self._tags.transfer
         if self._audio is not None:
-            self._track = open_track(self._audio, container, self._partial.suffix, self._audio_limit)
+            self._track = open_track(
+                self._audio, container, self._partial.path.suffix, self._audio_limit, self._sound_end
+            )
 
     def _mux(self, packets: list[av.Packet]) -> None:
         """Video packets, each with the sound up to it, so that the muxer never has to hold either back."""
@@ -196,25 +204,26 @@ class VideoWriter:
         assert self._container is not None
         self._mux(self._video.encode(None))
         if self._track is not None:
-            self._track.advance(self.frames_written / self.fps if self._end_audio_with_video else None)
+            end = self._sound_end
+            if end is not None:
+                end.final = True
+            self._track.advance(None if end is None else end.earliest)
             self._track.close()
         self._container.close()
-        with self._partial.open("rb+") as file:
+        with self._partial.path.open("rb+") as file:
             os.fsync(file.fileno())
-        self._partial.replace(self.path)
+        self._partial.publish()
 
     def _discard(self) -> None:
         """Leave nothing behind; an older file under the name stays as it was."""
         if self._track is not None:
             self._track.close()
         # Without its name the file is not rewritten for fast start; Windows unlinks only what is closed.
-        with contextlib.suppress(OSError):
-            self._partial.unlink()
+        self._partial.discard()
         if self._container is not None:
             with contextlib.suppress(Exception):  # the trailer of a file that is thrown away
                 self._container.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink()
+        self._partial.discard()
         for folder in reversed(self._created):
             with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
                 folder.rmdir()
@@ -225,6 +234,7 @@ class VideoWriter:
         try:
             yield
         except (OSError, av.FFmpegError) as error:
+            raise_shortage(error)
             raise OutputError(explanation(error, self.path)) from error
 
 
