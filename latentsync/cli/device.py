@@ -27,11 +27,16 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
     parser.add_argument("--memory-mode", choices=MEMORY_MODES, default="balanced")
     parser.add_argument("--vram-limit-gb", type=float, help="use at most this much of the GPU's memory")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """What `make_runtime` reads besides, of commands that run a model or foresee it."""
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the networks")
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """What `make_runtime` and `load_bundle` read besides, of commands that run a model as it was trained."""
+    add_precision(parser)
     parser.add_argument("--int8", action="store_true", help="keep most of the denoiser's weights in 8 bits")
     parser.add_argument(
         "--attention-mode",
@@ -65,7 +70,7 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
             arguments.device,
             memory_mode=arguments.memory_mode,
             vram_limit_gb=limit,
-            dtype=dtypes.get(arguments.precision),  # None: by the plan
+            dtype=dtypes.get(getattr(arguments, "precision", "auto")),  # None: by the plan
             host=host,
             attention_mode=getattr(arguments, "attention_mode", None) or "flash",
             key_weight=weight,

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from ..config import ModelConfig, SyncOptions
-from .device import add_device_options, make_runtime
+from .device import add_device_options, add_precision, make_runtime
 from .paths import file_path
 
 HELP = "show what would be held and computed at a time, and how long it would take"
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=defaults.guidance, help="as for sync (default: %(default)s)")
     add("--json", action="store_true", help="as JSON")
     add_device_options(parser)
+    add_precision(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..terminal import ProgressBar
-from .device import MEMORY_MODES, make_runtime
+from .device import add_device_options, make_runtime
 
 HELP = "fine-tune a model on a folder of talking-head clips"
 TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without loading torch
@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=1, help="(default: %(default)s)")
     add("--quiet", action="store_true", help="no progress lines")
-    # Those of `device.add_device_options` that mean something here: precision does not.
-    add("--device", help="cuda, cuda:1, mps or cpu (default: the best there is)")
-    add("--memory-mode", choices=MEMORY_MODES, default="balanced")
-    add("--vram-limit-gb", type=float, help="take the GPU for one of this size")
-    parser.set_defaults(precision="auto")
+    add_device_options(parser)  # the precision is training's own
 
 
 def run(arguments: argparse.Namespace) -> int:
