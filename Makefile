@@ -23,7 +23,7 @@ test: setup
 # A real ComfyUI in build/comfyui; with it, and with Chromium, `make test` tests nodes and page too.
 comfy: setup
 	$(BIN)/python -m pip install --quiet -c tests/constraints.txt -e ".[comfy]"
-	$(BIN)/python tests/comfy/install_comfyui.py build/comfyui
+	$(BIN)/python tests/support/install_comfyui.py build/comfyui
 
 lint: setup
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ def main() -> None:
         )  # a folder's name may have letters that a Windows console lacks
     try:
         _import_pack()
-        from latentsync_memsafe.latentsync.downloads import download
+        from latentsync_memsafe.latentsync.weights.download import download
 
         for path in download("faces"):
             print(f"LatentSync: {path}")

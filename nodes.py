@@ -8,16 +8,18 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .comfy_host import ComfyHost, errors_for_comfy
-from .comfy_models import PRECISIONS, compute_device, load_model, model_roots, register_model_folder
-from .comfy_results import images_wanted
-from .comfy_sync import foresee, sync
-from .comfy_widgets import check_choices, check_widgets
-from .latentsync.installed import installed_models
-from .latentsync.report import Report
-from .media_nodes import CATEGORY, MEDIA_NODES
-from .memsafe import DeviceInfo, probe
-from .sync_inputs import (
+from .latentsync.comfyui.host import ComfyHost, errors_for_comfy
+from .latentsync.comfyui.media_nodes import CATEGORY, MEDIA_NODES
+from .latentsync.comfyui.models import (
+    PRECISIONS,
+    compute_device,
+    load_model,
+    model_roots,
+    register_model_folder,
+)
+from .latentsync.comfyui.outputs import images_wanted
+from .latentsync.comfyui.sync import foresee, sync
+from .latentsync.comfyui.sync_inputs import (
     ATTENTION_MODES,
     FACE_SELECTIONS,
     MEMORY_MODES,
@@ -30,6 +32,10 @@ from .sync_inputs import (
     sync_inputs,
     vram_limit_gb,
 )
+from .latentsync.comfyui.widgets import check_choices, check_widgets
+from .latentsync.report import Report
+from .latentsync.weights.registry import installed_models
+from .memsafe import DeviceInfo, probe
 
 OFFLOADS = {"auto": None, "always": True, "never": False}
 AS_NODE = "as in the sync node"

@@ -25,15 +25,15 @@ from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator
 from latentsync_memsafe.latentsync.faces.mask import keep_mask
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
-from latentsync_memsafe.latentsync.timeline import timeline
-from latentsync_memsafe.latentsync.training.autoencoder import to_unit
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
+from latentsync_memsafe.latentsync.training.dataset import hear
 from latentsync_memsafe.latentsync.training.measures import outside_change
 from latentsync_memsafe.latentsync.training.pairs import APART
-from latentsync_memsafe.latentsync.training.pool import hear
 from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression
 from latentsync_memsafe.latentsync.training.speech.synthesis import SpokenClip, random_clip
+from latentsync_memsafe.latentsync.training.train_vae import to_unit
 from latentsync_memsafe.latentsync.video import FrameSource, open_video
+from latentsync_memsafe.latentsync.video.timeline import timeline
 from latentsync_memsafe.memsafe import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent

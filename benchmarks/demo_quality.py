@@ -16,20 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from latentsync_memsafe.latentsync import SyncOptions, load_models
-from latentsync_memsafe.latentsync.audio import log_mel
-from latentsync_memsafe.latentsync.training.measures import (
-    best_constant,
-    generated_region,
-    mouth_region,
-    psnr,
-    seam,
-    skin_change,
-)
-from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression, sync_score
-from latentsync_memsafe.memsafe import Runtime
-
 from demo_cases import (
     FPS,
     PER_FRAME,
@@ -44,6 +30,19 @@ from demo_cases import (
     repaint,
     save_strip,
 )
+
+from latentsync_memsafe.latentsync import SyncOptions, load_models
+from latentsync_memsafe.latentsync.audio import log_mel
+from latentsync_memsafe.latentsync.training.measures import (
+    best_constant,
+    generated_region,
+    mouth_region,
+    psnr,
+    seam,
+    skin_change,
+)
+from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression, sync_score
+from latentsync_memsafe.memsafe import Runtime
 
 MAX_LAG = 2  # frames
 SYNC, SYNC_UNSEEN, ABOVE_FOREIGN = 0.5, 0.4, 0.25

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from material import ROOT, SIZE
-from portrait import portrait_frames
+
+from support.portrait import portrait_frames
 
 GOAL = 0.60  # of the stillest part of a clip, of its raw bytes
 
@@ -62,7 +62,7 @@ def rate(frames: list[np.ndarray], work: Callable[[], None]) -> float:
 
 def measure(frames: list[np.ndarray], root: str | None) -> tuple[float, list[float]]:
     """(packed bytes of one raw byte, MB/s of put, get in order, backwards, at random), in memory or in `root`."""
-    from latentsync_memsafe.memsafe.frame_store import FrameStore, StoreBudgets
+    from latentsync_memsafe.memsafe.storage.frame_store import FrameStore, StoreBudgets
 
     budgets = StoreBudgets(cold=2**40) if root is None else StoreBudgets(frozen=2**40)
     order = list(range(len(frames)))

@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from portrait import write_portrait, write_tones  # noqa: E402
-from small_models import save_tiny_folder  # noqa: E402
+from support.portrait import write_portrait, write_tones  # noqa: E402
+from support.small_models import save_tiny_folder  # noqa: E402
 
 SIZE = (1080, 1920)
 

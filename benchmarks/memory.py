@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from material import material
-from portrait import write_tones
+
+from support.portrait import write_tones
 
 GROWTH = 1.05  # at most, from the shorter to the longer run
 LIMIT = 1.2e9  # bytes, with the small model

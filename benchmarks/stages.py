@@ -17,9 +17,8 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import nn
-
 from material import material
+from torch import nn
 
 GOAL = 10.0  # frames a second on two cores; the published restoration alone reaches 6
 
@@ -58,7 +57,7 @@ def main() -> int:
     from latentsync_memsafe.latentsync.faces import load_detector
     from latentsync_memsafe.memsafe import Runtime
 
-    from small_models import tiny_audio_encoder
+    from support.small_models import tiny_audio_encoder
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -26,12 +26,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from material import SIZE  # which is what finds the tests' helpers
 
 from latentsync_memsafe.latentsync.config import SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
-from latentsync_memsafe.latentsync.generate import Window, WindowGenerator
-from latentsync_memsafe.latentsync.loading import ModelBundle
+from latentsync_memsafe.latentsync.generator import Window, WindowGenerator
+from latentsync_memsafe.latentsync.weights.loading import ModelBundle
 from latentsync_memsafe.latentsync.workload import workload_of
 from latentsync_memsafe.memsafe import (
     Budget,
@@ -46,14 +47,12 @@ from latentsync_memsafe.memsafe import (
     probe,
     shape_of,
 )
-from latentsync_memsafe.memsafe.costs import weight_bytes
-from latentsync_memsafe.memsafe.device import allocated_memory
-from latentsync_memsafe.memsafe.transfers import Arrival, Transfers
-
-from material import SIZE  # which is what finds the tests' helpers
+from latentsync_memsafe.memsafe.device.probe import allocated_memory
+from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
+from latentsync_memsafe.memsafe.weights.transfers import Arrival, Transfers
 
 # isort: split
-from fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks
+from support.fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks
 
 SIDE = 512
 DTYPE = torch.float16

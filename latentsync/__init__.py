@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Extend, Length, MissingFace, SyncOptions
     from .errors import LatentSyncError
-    from .loading import ModelBundle, load_models
     from .pipeline import LipSyncPipeline
     from .report import Report
+    from .weights.loading import ModelBundle, load_models
 
 __all__ = [
     "Extend",
@@ -32,8 +32,8 @@ _HOME = {
     "MissingFace": "config",
     "SyncOptions": "config",
     "LatentSyncError": "errors",
-    "ModelBundle": "loading",
-    "load_models": "loading",
+    "ModelBundle": "weights.loading",
+    "load_models": "weights.loading",
     "LipSyncPipeline": "pipeline",
     "Report": "report",
 }

@@ -15,16 +15,16 @@ import numpy as np
 from torch import Tensor
 
 from ..memsafe import Cancelled
-from ..memsafe.file_lock import FileLock
-from ..memsafe.frame_codec import FrameDataError
-from ..memsafe.frame_log import FrameLog
-from ..memsafe.latent_cache import content_key, module_key
-from .checkpoints import sha256_of
+from ..memsafe.storage.file_lock import FileLock
+from ..memsafe.storage.frame_codec import FrameDataError
+from ..memsafe.storage.frame_log import FrameLog
+from ..memsafe.storage.latent_cache import content_key, module_key
 from .config import SyncOptions
 from .errors import FaceError, OutputError
 from .faces.locate import LocatedFrame
-from .generate import SyncedFace, Window, WindowGenerator
-from .loading import ModelBundle
+from .generator import SyncedFace, Window, WindowGenerator
+from .weights.checkpoints import sha256_of
+from .weights.loading import ModelBundle
 
 logger = logging.getLogger(__name__)
 

@@ -18,23 +18,23 @@ import numpy as np
 import torch
 
 from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
-from ..memsafe.stream import Drain, prefetch
+from ..memsafe.threads import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
-from .collector import FrameCollector
+from .compositing import FrameMask, MaskedGenerator
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError
 from .faces.align import Template
 from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
-from .generate import FaceGenerator, Window, WindowGenerator
-from .inputs import Audio, Source, check_output, check_source, opened
+from .generator import FaceGenerator, Window, WindowGenerator
 from .journal import Journal, JournalledGenerator, run_key
-from .loading import ModelBundle
-from .look_back import LookBack
-from .masked import FrameMask, MaskedGenerator
 from .report import Report
-from .timeline import timeline
+from .validation import Audio, Source, check_output, check_source, opened
 from .video import FrameSource, VideoWriter
+from .video.output_buffer import FrameCollector
+from .video.replay import LookBack
+from .video.timeline import timeline
+from .weights.loading import ModelBundle
 from .windows import grouped
 from .workload import explaining_memory, workload_of
 

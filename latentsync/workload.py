@@ -6,19 +6,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from ..memsafe import (
-    Failure,
-    MemoryMode,
-    OutOfMemory,
-    Runtime,
-    VideoShape,
-    Workload,
-    is_oom,
-    shape_of,
-)
+from ..memsafe import Failure, MemoryMode, OutOfMemory, Runtime, VideoShape, Workload, is_oom, shape_of
 from .config import SyncOptions
 from .errors import MemoryLimitError
-from .loading import ModelBundle
+from .weights.loading import ModelBundle
 
 _NETWORKS = ("encode", "denoise", "decode", "audio")  # stages that a whole network takes part in
 _STAGES = {

@@ -1,20 +1,20 @@
 """Memory runtime for torch pipelines: what device there is, how much at a time, and where modules live."""
 
-from .attention import AttentionMode, ModelAttention
-from .budget import Budget, Task
-from .costs import ModelShape, VideoShape, shape_of
-from .device import DeviceInfo, probe
+from .attention.modes import AttentionMode, ModelAttention
+from .attention.region import KeyRegion
+from .batching.budget import Budget, Task
+from .batching.oom import Failure, is_oom
+from .batching.pressure import Pool
+from .batching.recovery import OutOfMemory, starting_over
+from .device.probe import DeviceInfo, probe
 from .guard import Workload
 from .host import Cancelled, Host, NullHost, Progress
-from .key_weights import KeyRegion
-from .latent_cache import LatentCache, module_key
-from .oom import Failure, is_oom
 from .optimizer import AdaptiveMemoryOptimizer, integrate_adaptive_optimizer
-from .plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
-from .precision import autocast, quantize_weights, weight_dtype
-from .pressure import Pool
-from .recovery import OutOfMemory, starting_over
+from .plan.memory_model import ModelShape, VideoShape, shape_of
+from .plan.memory_plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
 from .runtime import Runtime
+from .storage.latent_cache import LatentCache, module_key
+from .weights.quantize import autocast, quantize_weights, weight_dtype
 
 __all__ = [
     "AdaptiveMemoryOptimizer",

@@ -11,10 +11,12 @@ from typing import TypeVar
 
 from torch import nn
 
-from .batching import run_batches
-from .budget import MARGIN, Budget, Task
-from .costs import ModelShape, VideoShape
-from .device import (
+from .batching.budget import MARGIN, Budget, Task
+from .batching.ladder import ADVICE, Action, Ladder, Relief
+from .batching.pressure import Level, Pool, PressureWatch, Thresholds, free_at_peak, shared_spill
+from .batching.recovery import Recovery
+from .batching.run import run_batches
+from .device.probe import (
     DeviceInfo,
     allocated_memory,
     available_memory,
@@ -25,10 +27,8 @@ from .device import (
     reset_peak_device_memory,
     used_by_all,
 )
-from .ladder import ADVICE, Action, Ladder, Relief
-from .plan import RESOLUTION, MemoryPlan, peak_of
-from .pressure import Level, Pool, PressureWatch, Thresholds, free_at_peak, shared_spill
-from .recovery import Recovery
+from .plan.memory_model import ModelShape, VideoShape
+from .plan.memory_plan import RESOLUTION, MemoryPlan, peak_of
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .budget import Budget, Task
-from .costs import ModelShape, VideoShape, shape_of
-from .device import GIB
-from .history import default_history_path
-from .plan import RESOLUTION, MemoryMode, MemoryPlan
-from .request import PlanRequest
+from .batching.budget import Budget, Task
+from .batching.history import default_history_path
+from .device.probe import GIB
+from .plan.memory_model import ModelShape, VideoShape, shape_of
+from .plan.memory_plan import RESOLUTION, MemoryMode, MemoryPlan
+from .plan.request import PlanRequest
 from .runtime import Runtime
 
 logger = logging.getLogger(__name__)

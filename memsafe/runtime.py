@@ -14,19 +14,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .attention import AttentionMode
-from .budget import Task
-from .device import DeviceInfo, empty_cache, peak_host_memory, reset_peak_device_memory, synchronize
+from .attention.modes import AttentionMode
+from .batching.budget import Task
+from .batching.history import default_history_path
+from .batching.ladder import Action, Relief
+from .batching.pressure import PressureWatch
+from .device.probe import DeviceInfo, empty_cache, peak_host_memory, reset_peak_device_memory, synchronize
 from .guard import Guard, Workload
-from .history import default_history_path
 from .host import Cancelled, Host, NullHost, Progress
-from .ladder import Action, Relief
-from .plan import SLICES, MemoryMode, MemoryPlan
-from .precision import in_float32
-from .pressure import PressureWatch
-from .request import PlanRequest
-from .residency import Residency
-from .transfers import Transfers
+from .plan.memory_plan import SLICES, MemoryMode, MemoryPlan
+from .plan.request import PlanRequest
+from .weights.placement import Residency
+from .weights.quantize import in_float32
+from .weights.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 

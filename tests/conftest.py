@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paths import face_models
-from portrait import write_portrait, write_tones
-from small_models import save_tiny_folder
+from support.paths import face_models
+from support.portrait import write_portrait, write_tones
+from support.small_models import save_tiny_folder
 
 # The networks of the tests are so small that waking a second thread costs more than it computes.
 torch.set_num_threads(1)

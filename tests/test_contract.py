@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, Report, SyncOptions, cli, load_models
+from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, Report, SyncOptions, cli
 from latentsync_memsafe.latentsync.audio import encode_audio, frame_windows, log_mel
 from latentsync_memsafe.latentsync.faces import Face, FaceDetector
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
@@ -24,7 +24,7 @@ from latentsync_memsafe.memsafe import (
     plan_for,
 )
 
-from fake_comfy import install
+from support.fake_comfy import install
 
 DEVICE_OPTIONS = {"--device", "--memory-mode", "--vram-limit-gb"}
 NETWORK_OPTIONS = {"--precision", "--int8", "--attention-mode", "--lip-weight"}
@@ -34,13 +34,31 @@ COMMANDS = {
     | NETWORK_OPTIONS,
     "sync": {
         *("--allow-cpu", "--allow-frame-windows", "--allow-lower-resolution", "--audio", "--crf", "--extend"),
-        *("--face-at", "--face-detector", "--face-index", "--fps", "--guidance", "--length", "--missing-face"),
-        *("--model", "--out", "--parity", "--quiet", "--report", "--resolution", "--resume", "--reuse-latents"),
+        *(
+            "--face-at",
+            "--face-detector",
+            "--face-index",
+            "--fps",
+            "--guidance",
+            "--length",
+            "--missing-face",
+        ),
+        *(
+            "--model",
+            "--out",
+            "--parity",
+            "--quiet",
+            "--report",
+            "--resolution",
+            "--resume",
+            "--reuse-latents",
+        ),
         *("--seed", "--steps", "--video"),
     }
     | DEVICE_OPTIONS
     | NETWORK_OPTIONS,
-    "plan": {"--audio", "--guidance", "--json", "--model", "--precision", "--steps", "--video"} | DEVICE_OPTIONS,
+    "plan": {"--audio", "--guidance", "--json", "--model", "--precision", "--steps", "--video"}
+    | DEVICE_OPTIONS,
     "train": {
         *("--base", "--batch", "--data", "--learning-rate", "--out", "--quiet", "--seed", "--steps"),
         "--trainable",
@@ -79,7 +97,14 @@ REPORT = [
 ]
 PLAN = [
     *("tier", "device", "dtype", "face_batch", "vae_batch", "windows", "guidance_passes", "decode_ahead"),
-    *("encode_ahead", "offload", "memory_mode", "frames_in_flight", "attention_slices", "feed_forward_slices"),
+    *(
+        "encode_ahead",
+        "offload",
+        "memory_mode",
+        "frames_in_flight",
+        "attention_slices",
+        "feed_forward_slices",
+    ),
     *("vae_tiling", "vae_tile", "stream_weights", "clear_every", "recompute_activations"),
     *("reserve", "ram_budget"),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paths import ROOT
+from support.paths import ROOT
 
 try:
     import tomllib
@@ -20,16 +20,18 @@ except ModuleNotFoundError:  # Python 3.10
 
 FOLDERS = ("latentsync", "memsafe")
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "server"}
-# Beside web/, all that knows ComfyUI; nothing else may import one of these.
-GUESTS = {"nodes", "media_nodes", "sync_inputs"} | {
-    f"comfy_{name}" for name in ("files", "host", "models", "results", "sync", "video", "widgets")
-}
+ADAPTER = ROOT / "latentsync" / "comfyui"  # beside nodes.py and web/, all that knows ComfyUI
 # Of these a later version is known to break an environment that holds ComfyUI; requirements.txt says how.
 BOUNDED = ("diffusers",)
 
 
 def modules() -> list[Path]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def portable() -> list[Path]:
+    """The modules that can be imported without ComfyUI."""
+    return [path for path in modules() if ADAPTER not in path.parents]
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -39,6 +41,11 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((0, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.level, node.module or ""
+
+
+def here(path: Path) -> str:
+    """The dotted name of a module, from the repository root."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def absolute(path: Path, level: int, name: str) -> str:
@@ -58,30 +65,24 @@ def test_own_modules_are_imported_relatively_and_arrows_point_one_way(path: Path
                 "nodes",
                 "configs",
             }
-            assert name.split(".")[0] not in COMFYUI, f"only {GUESTS}"
+            assert name.split(".")[0] not in COMFYUI or ADAPTER in path.parents
             continue
         target = absolute(path, level, name)
         assert target.split(".")[0] in FOLDERS
+        front_ends = ["latentsync.comfyui", "latentsync.cli"]
+        assert not any(target.startswith(end) and not here(path).startswith(end) for end in front_ends)
         if path.relative_to(ROOT).parts[0] == "memsafe":
             assert target.split(".")[0] == "memsafe"
 
 
-def test_only_the_nodes_know_comfyui() -> None:
-    present = {path.stem for path in ROOT.glob("*.py")}
-    assert present == GUESTS | {"__init__", "install"}
-    knowing = {
-        stem for stem in present if {n.split(".")[0] for _, n in imports(ROOT / f"{stem}.py")} & COMFYUI
-    }
-    assert knowing == GUESTS
-    for stem in GUESTS:
-        for level, name in imports(ROOT / f"{stem}.py"):
-            assert level == 1 or name.split(".")[0] not in GUESTS | {*FOLDERS, "latentsync_memsafe"}, stem
+def test_the_top_level_holds_the_nodes_only() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "install", "nodes"}
+    for level, name in imports(ROOT / "nodes.py"):
+        assert level == 1 or name.split(".")[0] not in {*FOLDERS, "latentsync_memsafe"}
 
 
 def test_there_is_no_circle() -> None:
-    names = {
-        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in modules()
-    }
+    names = {here(path): path for path in modules()}
     edges: dict[str, set[str]] = {name: set() for name in names}
     for name, path in names.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -158,7 +159,7 @@ def test_the_folder_loads_under_any_name_beside_another_latentsync_and_does_noth
     (decoy / "latentsync" / "__init__.py").write_text("DECOY = True\n")
     work = tmp_path / "work"
     work.mkdir()
-    names = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in modules()]
+    names = [here(path) for path in portable()]
     script = IMPORT_ALL.format(
         decoy=str(decoy),
         name=str(folder),

@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import NoReturn
 
 from ..errors import LatentSyncError
-from ..stopping import Stop, stopping
-from ..terminal import open_standard_streams
+from ..signals import Stop, stopping
 from . import demo, doctor, download, plan, sync, train
+from .progress import open_standard_streams
 
 PROGRAM = "latentsync-memsafe"
 LONGEST_MESSAGE = 2000  # characters
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace, stop: Stop) -> int:
     # torch loads it, so nothing above may import torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ...memsafe import Cancelled
-    from ...memsafe.allocator import return_freed_frames
+    from ...memsafe.device.allocator import return_freed_frames
 
     return_freed_frames()
     arguments.stop = stop

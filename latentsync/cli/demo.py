@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from ..config import SyncOptions
-from ..terminal import ProgressBar
 from .device import add_device_options, add_network_options, load_bundle, make_runtime
 from .paths import file_path
+from .progress import ProgressBar
 from .result import check_report, print_plan, print_stages, print_summary, save_report
 
 HELP = "make a portrait speak with the small demo model"
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = SyncOptions(seed=arguments.seed, steps=arguments.steps)
     from ..demo import MovingPhoto, astronaut, largest_face, read_photo, spoken_sentence
     from ..faces import load_detector
-    from ..inputs import preflight
     from ..pipeline import LipSyncPipeline
+    from ..validation import preflight
 
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
     audio = spoken_sentence() if arguments.audio is None else arguments.audio

@@ -11,8 +11,8 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ...memsafe import Runtime
     from ..faces import FaceDetector
-    from ..loading import ModelBundle
-    from ..terminal import ProgressBar
+    from ..weights.loading import ModelBundle
+    from .progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
 
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:
     """The model that was asked for, where and as the runtime wants it; raises CheckpointError."""
-    from ..loading import load_models
+    from ..weights.loading import load_models
 
     return load_models(
         arguments.model,

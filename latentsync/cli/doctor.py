@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every check; 2 if one failed."""
-    from ..doctor import diagnose
+    from .doctor_checks import diagnose
 
     checks = diagnose()
     for check in checks:

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what is missing and print where it lies."""
-    from ..checkpoints import checkpoints_root
-    from ..downloads import download
+    from ..weights.checkpoints import checkpoints_root
+    from ..weights.download import download
 
     for path in download(arguments.target, arguments.to or checkpoints_root()):
         print(path)

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the machine, its plan, and the peaks and pace that are foreseen; loads no weights."""
     options = SyncOptions(steps=arguments.steps, guidance=arguments.guidance)
     from ..audio import open_audio
-    from ..forecast import forecast, shape_of_video
+    from ..estimate import forecast, shape_of_video
     from ..video import open_video
 
     runtime = make_runtime(arguments)
@@ -53,7 +53,7 @@ def _config(model: str) -> ModelConfig:
     """Of a published model also where its weights are not there yet."""
     if model in ("1.6", "1.5", "demo"):
         return ModelConfig.published(model)
-    from ..checkpoints import find_model_folder
-    from ..loading import folder_config
+    from ..weights.checkpoints import find_model_folder
+    from ..weights.loading import folder_config
 
     return folder_config(find_model_folder(model))

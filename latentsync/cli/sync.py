@@ -6,9 +6,9 @@ import argparse
 from enum import Enum
 
 from ..config import Extend, Length, MissingFace, SyncOptions, as_fps
-from ..terminal import ProgressBar
 from .device import add_device_options, add_network_options, load_bundle, make_runtime
 from .paths import file_path
+from .progress import ProgressBar
 from .result import check_report, print_summary, save_report
 
 HELP = "lip-sync a video (or a portrait image) to speech"
@@ -101,9 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         parity=arguments.parity,
     )
     from ..faces import load_detector
-    from ..inputs import preflight
-    from ..pace import Pace
     from ..pipeline import LipSyncPipeline
+    from ..throughput import Pace
+    from ..validation import preflight
 
     preflight(arguments.video, arguments.audio, arguments.out, options)
     check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..terminal import ProgressBar
 from .device import add_device_options, make_runtime
+from .progress import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"
 TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without loading torch
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, with a line on stdout now and then, and say where the model is."""
     a = arguments
     from ...memsafe import Cancelled
-    from ..training.recipe import Trainable, TrainingOptions, train_model
+    from ..training.train import Trainable, TrainingOptions, train_model
 
     options = TrainingOptions(
         data=a.data,

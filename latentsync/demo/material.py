@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints import PACKAGE
 from ..errors import FaceError, InputError, VideoError
 from ..faces.detect import Face, FaceDetector
 from ..video import open_video
+from ..weights.checkpoints import PACKAGE
 
 SENTENCE = Path("assets") / "demo_speech.flac"  # below the package
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints import COMMAND, FACE_FILES, faces_folder
 from ..errors import CheckpointError, InputError
+from ..weights.checkpoints import COMMAND, FACE_FILES, faces_folder
 from .detect import FaceDetector
 
 if TYPE_CHECKING:

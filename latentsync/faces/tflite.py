@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..checkpoints import COMMAND
 from ..errors import CheckpointError
+from ..weights.checkpoints import COMMAND
 
 
 class TfliteGraph(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from ...memsafe.slicing import SCORES_LIMIT
+from ...memsafe.attention.slicing import SCORES_LIMIT
 from .resnet import FrameGroupNorm, PointwiseConv
 
 Layer = Callable[[Tensor], Tensor]

@@ -21,8 +21,8 @@ from ..faces.detect import Face
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
+from .export import writing
 from .mouth import mouth_state
-from .writing import writing
 
 logger = logging.getLogger(__name__)
 

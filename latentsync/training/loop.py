@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...memsafe import is_oom
 from ..errors import OutputError, TrainingError
-from .writing import writing
+from .export import writing
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 from ..errors import InputError
 from ..faces.align import Template, shifted
 from ..faces.mask import keep_mask
-from .denoiser import MOUTH_BOX
 from .pairs import APART
+from .train_unet import MOUTH_BOX
 
 # Patches of bare skin (top, bottom, left, right, in sides of the square): both cheeks beside the nose, the chin.
 SKIN = ((0.42, 0.52, 0.17, 0.26), (0.42, 0.52, 0.74, 0.83), (0.73, 0.79, 0.44, 0.56))

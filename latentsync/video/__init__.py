@@ -1,11 +1,11 @@
 """Reading and writing video."""
 
+from .output_target import check_target
 from .pipe import is_pipe
-from .random_access import reversed_frames
 from .reader import VideoFile, open_video
+from .reverse import reversed_frames
 from .source import ArraySource, ColorTags, FrameSource, is_seekable
 from .stream_source import StreamSource
-from .target import check_target
 from .writer import FrameSink, VideoWriter
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import VideoError
-from .grid import nominal_rate
+from .frame_clock import nominal_rate
 from .source import ClosingSource, ColorTags
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..audio.clip import SoundClip, first_heard, sound_of
 from .decode import decoded, open_container
 from .encoder import x264
-from .presets import Preset
+from .formats import Preset
 from .reader import VideoFile, open_video
 from .remux import can_remux, remux
 from .selection import SelectedFrames

@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 from ..errors import VideoError
-from ..stopping import stop_requested
+from ..signals import stop_requested
 from .decode import decoded, open_container
 from .reader import VideoFile
 

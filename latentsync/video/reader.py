@@ -17,7 +17,7 @@ from ..errors import VideoError
 from ..shortage import raise_shortage
 from .color import ToRGB, tags_of
 from .decode import check_file, decoded, open_container
-from .grid import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
+from .frame_clock import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
 from .orientation import Orientation
 from .source import ClosingSource
 

@@ -13,7 +13,7 @@ import av
 from ..errors import OutputError
 from .audio_track import fits
 from .decode import open_container
-from .target import check_target, partial_name
+from .output_target import check_target, partial_name
 from .writer import container_options, explanation
 
 _SOURCES = {"mov", "matroska"}  # containers that tell the time of every packet

@@ -17,13 +17,13 @@ import numpy as np
 
 from ..errors import InputError, OutputError
 from ..shortage import raise_shortage
+from .atomic_file import PartialFile
 from .audio_encode import End
 from .audio_track import AudioTrack, open_track
 from .color import FromRGB, coded_tags
 from .encoder import Encoder, x264
-from .partial import PartialFile
+from .output_target import check_target, resolved
 from .source import ColorTags, FrameSource
-from .target import check_target, resolved
 
 # What mp4 has a place for that players read; other keys need QuickTime's free-form tags, in place of these.
 _PLAYERS_KEYS = {"title", "artist", "album", "comment", "genre", "date", "description", "copyright"}

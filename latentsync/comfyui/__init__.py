@@ -1,0 +1,1 @@
+"""The ComfyUI adapter: everything that imports ComfyUI, except the node classes in nodes.py."""

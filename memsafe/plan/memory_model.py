@@ -1,0 +1,195 @@
+"""What networks need before anything was measured: closed forms in the shapes of their own parameters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..weights.streaming import blocks
+
+logger = logging.getLogger(__name__)
+
+# Largest sum of live tensors, in planes: one channel at the resolution of the input, times a width that is
+# read from the parameters. Counted under fake tensors, inputs included, at 256 and 512 px: 19.06 to 19.50 for
+# a denoiser of Stable Diffusion's plan (1.6's widths and those of configs/tiny.yaml); 3.000 and 3.004 for the
+# decoder of its VAE; 5.02 for its encoder with two layers a level, 4.19 with one. The same for any batch.
+UNET_PLANES = 19.5
+DECODER_PLANES = 3.01
+ENCODER_PLANES = 5.03
+
+# Share of the denoiser's live tensors that is there while its two heaviest neighbouring blocks are at work, where
+# the picture is smallest: 0.237 of 0.744 GiB, counted for 1.6 at 512 px.
+LIVE_AT_LARGEST_BLOCKS = 0.32
+
+# A detector's input: the frame as it is and once in float32. Not measured; corrected by the first measurement.
+_DETECTOR_BYTES_PER_PIXEL = 3 * (1 + 4)
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """The video a plan is for."""
+
+    height: int = 1080  # pixels
+    width: int = 1920
+    frames: int | None = None  # how many; None: not known
+
+    @property
+    def frame_bytes(self) -> int:
+        """One frame as uint8 RGB."""
+        return 3 * self.height * self.width
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What decides a latent diffusion model's memory. Sizes in bytes, of the weights as they will be used."""
+
+    name: str  # tells models apart in the history
+    unet_bytes: int
+    vae_bytes: int
+    other_bytes: int  # networks that stay on the device beside them, such as an audio encoder
+    unet_channels: int  # width of the denoiser at the resolution of the latents
+    encoder_channels: int  # width of the VAE's encoder at the resolution of the image
+    decoder_channels: int  # widest input of a VAE decoder's layer at the resolution of the image
+    latent_factor: int = 8  # image pixels per latent, along a side
+    window_frames: int = 16  # frames the denoiser takes as one item
+    streamed_bytes: int = 0  # of the denoiser's weights, most that lie on the device when they are streamed
+
+    @classmethod
+    def from_modules(
+        cls,
+        unet: nn.Module,
+        vae: nn.Module,
+        *others: nn.Module,
+        name: str = "",
+        window_frames: int = 16,
+        dtype: torch.dtype | None = None,
+    ) -> ModelShape:
+        """Read the shape off the networks, which may lie on any device, "meta" included.
+
+        `vae` has an `encoder` and a `decoder`, and halves images by convolutions of stride 2. `dtype`: what
+        the two will be used in (None: what they are in). Raises ValueError for networks without convolutions.
+        """
+        encoder, decoder = getattr(vae, "encoder", vae), getattr(vae, "decoder", vae)
+        kernels = _kernels(decoder)
+        # The last layer tells the width at full resolution; whatever leads to that width may be fed by more.
+        width = kernels[-1].shape[1]
+        return cls(
+            name=name or type(unet).__name__,
+            unet_bytes=weight_bytes(unet, dtype),
+            vae_bytes=weight_bytes(vae, dtype),
+            other_bytes=sum(weight_bytes(module) for module in others),
+            unet_channels=_kernels(unet)[0].shape[0],
+            encoder_channels=_kernels(encoder)[0].shape[0],
+            decoder_channels=max(kernel.shape[1] for kernel in kernels if kernel.shape[0] == width),
+            latent_factor=_downsampling(encoder),
+            window_frames=window_frames,
+            streamed_bytes=streamed_bytes(unet, dtype),
+        )
+
+    def window_bytes(self, resolution: int, dtype: torch.dtype, guidance_passes: int) -> int:
+        """Live tensors of denoising one window at `resolution` pixels a side, both guidance halves counted."""
+        halves = 2 if guidance_passes == 1 else 1
+        pixels = halves * self.window_frames * (resolution // self.latent_factor) ** 2
+        return round(UNET_PLANES * self.unet_channels * pixels) * dtype.itemsize
+
+    def encode_bytes(self, resolution: int, dtype: torch.dtype) -> int:
+        """Live tensors of encoding one image."""
+        return round(ENCODER_PLANES * self.encoder_channels * resolution**2) * dtype.itemsize
+
+    def decode_bytes(self, resolution: int, dtype: torch.dtype) -> int:
+        """Live tensors of decoding one image."""
+        return round(DECODER_PLANES * self.decoder_channels * resolution**2) * dtype.itemsize
+
+    def peak_bytes(
+        self,
+        resolution: int,
+        dtype: torch.dtype,
+        *,
+        vae_batch: int,
+        windows: int,
+        guidance_passes: int,
+        offload: bool = False,
+        stream_weights: bool = False,
+    ) -> int:
+        """Weights and live tensors on the device at the worst moment of a run.
+
+        Resident networks lie there together; offloaded ones one at a time; of streamed ones the block at work
+        and the next, beside a part of the live tensors, whose most is elsewhere. Slices of attention and
+        feed-forward, which only lower it, are not counted.
+        """
+        unet = windows * self.window_bytes(resolution, dtype, guidance_passes)
+        vae = vae_batch * max(self.encode_bytes(resolution, dtype), self.decode_bytes(resolution, dtype))
+        if stream_weights:
+            beside = self.streamed_bytes + round(LIVE_AT_LARGEST_BLOCKS * unet)
+            return max(beside, unet, self.vae_bytes + vae)
+        if offload:
+            return max(self.unet_bytes + unet, self.vae_bytes + vae)
+        return self.unet_bytes + self.vae_bytes + self.other_bytes + max(unet, vae)
+
+
+def shape_of(networks: Any, dtype: torch.dtype | None = None) -> ModelShape | None:
+    """The shape of the networks that a bundle or a pipeline has as attributes; None if it is not understood.
+
+    They are its `unet`, its `vae`, and what encodes sound or text. dtype: as for `ModelShape.from_modules`.
+    """
+    unet, vae = getattr(networks, "unet", None), getattr(networks, "vae", None)
+    if not (isinstance(unet, nn.Module) and isinstance(vae, nn.Module)):
+        return None
+    others = [getattr(networks, name, None) for name in ("audio_encoder", "text_encoder")]
+    config = getattr(networks, "config", None)
+    frames = getattr(config, "num_frames", None)
+    try:
+        return ModelShape.from_modules(
+            unet,
+            vae,
+            *(module for module in others if isinstance(module, nn.Module)),
+            name=str(getattr(config, "name", None) or type(unet).__name__),
+            window_frames=frames if frames is not None else 1,
+            dtype=dtype,
+        )
+    except ValueError as error:
+        logger.info("Planned without the model: %s", error)
+        return None
+
+
+def detector_bytes(video: VideoShape) -> int:
+    """Bytes of one frame for a face detector."""
+    return _DETECTOR_BYTES_PER_PIXEL * video.height * video.width
+
+
+def streamed_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Most bytes of a module's weights on the device when they come block by block: two neighbours'."""
+    sizes = [weight_bytes(block, dtype) for block in blocks(module)]
+    return max([sum(pair) for pair in pairwise(sizes)], default=sizes[0])
+
+
+def weight_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Bytes of parameters and buffers; `dtype`: with all floating-point ones in it."""
+    tensors: Iterable[torch.Tensor] = chain(module.parameters(), module.buffers())
+    return sum(
+        tensor.numel()
+        * (dtype.itemsize if dtype is not None and tensor.is_floating_point() else tensor.element_size())
+        for tensor in tensors
+    )
+
+
+def _kernels(module: nn.Module) -> list[torch.Tensor]:
+    """Weights of the convolutions, in the order of the module's definition."""
+    found: list[torch.Tensor] = [weight for weight in module.parameters() if weight.ndim >= 4]
+    if not found:
+        raise ValueError(f"{type(module).__name__} has no convolution, so its memory cannot be foreseen.")
+    return found
+
+
+def _downsampling(encoder: nn.Module) -> int:
+    factor = 1
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            factor *= module.stride[0]
+    return factor

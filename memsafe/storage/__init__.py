@@ -1,0 +1,1 @@
+"""Storage of frames and latents under a memory budget."""

@@ -1,0 +1,1 @@
+"""Weights on the device: placement, offload, block streaming, quantisation."""

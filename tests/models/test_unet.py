@@ -1,0 +1,239 @@
+"""The UNet: reference outputs, parameter names of the published files, and what may and may not be cut up."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentsync_memsafe.latentsync.config import ModelConfig
+from latentsync_memsafe.latentsync.errors import CheckpointError
+from latentsync_memsafe.latentsync.models import attention
+from latentsync_memsafe.latentsync.models.attention import Attention, FeedForward
+from latentsync_memsafe.latentsync.models.motion import MotionModule, MotionOptions
+from latentsync_memsafe.latentsync.models.resnet import FrameGroupNorm, WindowGroupNorm
+from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel, UNetConfig
+
+from support.paths import reference
+from support.rule_weights import rule_filled
+
+CASES = json.loads(reference("unet_cases.json").read_text())
+
+
+def case_model(name):
+    return rule_filled(UNet3DConditionModel.from_config(CASES[name]["config"])).eval()
+
+
+def case_inputs(name):
+    case = CASES[name]
+    generator = torch.Generator().manual_seed(case["input_seed"])
+    side = case["latent"]
+    sample = torch.randn(2, 13, case["frames"], side, side, generator=generator)
+    audio = torch.randn(2, case["frames"], 50, 32, generator=generator)
+    audio[0] = 0
+    return sample, torch.tensor(case["timestep"]), audio
+
+
+@torch.inference_mode()
+def run(model, inputs):
+    return model(*inputs)
+
+
+def relative(got, want):
+    """Largest difference as a fraction of the wanted output's standard deviation."""
+    return ((got.float() - want.float()).abs().max() / want.float().std()).item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_outputs(name):
+    model = case_model(name)
+    assert sum(p.numel() for p in model.parameters()) == CASES[name]["params"]
+    want = load_file(reference("unet_outputs.safetensors"))[f"{name}.output"]
+    assert relative(run(model, case_inputs(name)), want) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("manifest", "tensors"), [("unet_stage2_512_manifest", 1246), ("unet_stage2_efficient_manifest", 1022)]
+)
+def test_published_names_and_shapes(manifest, tensors):
+    published = json.loads(reference(f"{manifest}.json").read_text())
+    with torch.device("meta"):
+        model = UNet3DConditionModel.from_config(published["config"])
+    state = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert state == published["keys"]
+    assert len(state) == tensors
+
+
+def test_shipped_configs_state_the_published_unet():
+    published = json.loads(reference("unet_stage2_512_manifest.json").read_text())
+    assert ModelConfig.published("1.6").unet == published["config"] == ModelConfig.published("1.5").unet
+    assert json.loads(json.dumps(asdict(UNetConfig()))) == published["config"]
+    with torch.device("meta"):
+        model = UNet3DConditionModel.from_config({})
+    assert sum(p.numel() for p in model.parameters()) == 1_267_099_844
+
+
+def test_shipped_configs_differ_only_in_name_and_resolution():
+    newer, older = ModelConfig.published("1.6"), ModelConfig.published("1.5")
+    assert (newer.resolution, older.resolution) == (512, 256)
+    assert replace(older, name="1.6", resolution=512) == newer
+
+
+def test_timestep_may_be_an_int_a_scalar_or_one_per_item():
+    model, (sample, _, audio) = case_model("tiny_one_frame"), case_inputs("tiny_one_frame")
+    want = run(model, (sample, 401, audio))
+    assert torch.equal(run(model, (sample, torch.tensor(401), audio)), want)
+    mixed = run(model, (sample, torch.tensor([401, 3]), audio))
+    alone = run(model, (sample[1:], 3, audio[1:]))
+    assert relative(mixed[:1], want[:1]) < 1e-5
+    assert relative(mixed[1:], alone) < 1e-5
+    assert relative(mixed[1:], want[1:]) > 0.1
+
+
+def test_temporal_attention_in_pieces_is_the_same(monkeypatch):
+    model, inputs = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
+    want = run(model, inputs)
+    batches = []
+
+    def recording(query, key, value):
+        batches.append(query.shape[0])
+        return attention.scaled_dot_product(query, key, value)
+
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = recording
+    run(model, inputs)
+    assert max(batches) == 2 * 16 * 16  # every pixel of both items, at once
+    batches.clear()
+    monkeypatch.setattr(attention, "KERNEL_BATCH_LIMIT", 100)
+    assert relative(run(model, inputs), want) < 1e-5
+    assert max(batches) == 100
+    assert 512 % 100 in batches
+
+
+@pytest.mark.parametrize("limit", [2**28, 64 * 40 * 5, 1])
+def test_attention_where_scores_are_written_out(monkeypatch, limit):
+    """As for Metal and some AMD cards: contiguous, and at most `limit` scores at a time."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, n, 4, 16, generator=generator).transpose(1, 2) for n in (64, 40, 40))
+    want = attention.scaled_dot_product(query, key, value)
+    seen, plain = [], attention.F.scaled_dot_product_attention
+
+    def recording(query, key, value):
+        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
+        seen.append(query.shape[0] * query.shape[1])
+        return plain(query, key, value)
+
+    monkeypatch.setattr(attention, "_may_write_scores", lambda device: True)
+    monkeypatch.setattr(attention, "SCORES_LIMIT", limit)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", recording)
+    torch.testing.assert_close(attention.scaled_dot_product(query, key, value), want)
+    assert sum(seen) == 3 * 4 and max(seen) == {2**28: 12, 64 * 40 * 5: 5, 1: 1}[limit]
+
+
+def test_attention_and_feed_forward_can_be_replaced_from_outside():
+    model, inputs = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
+    want = run(model, inputs)
+
+    def textbook(query, key, value):
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        return scores.softmax(dim=-1) @ value
+
+    def in_slices(module):
+        whole = module.forward
+        module.forward = lambda hidden: torch.cat([whole(part) for part in hidden.split(3, dim=1)], dim=1)
+
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = textbook
+        if isinstance(module, FeedForward):
+            in_slices(module)
+    assert relative(run(model, inputs), want) < 1e-5
+
+
+def test_a_window_cannot_be_cut_but_a_batch_can():
+    """Without motion modules only the group norms' statistics tie the frames together."""
+    model, (sample, timestep, audio) = case_model("tiny_no_motion"), case_inputs("tiny_no_motion")
+    whole = run(model, (sample, timestep, audio))
+    halves = [
+        run(model, (sample[:, :, frames], timestep, audio[:, frames])) for frames in (slice(8), slice(8, 16))
+    ]
+    items = [run(model, (sample[i : i + 1], timestep, audio[i : i + 1])) for i in (0, 1)]
+    assert relative(torch.cat(halves, dim=2), whole) > 0.01
+    assert relative(torch.cat(items), whole) < 1e-5
+
+
+def test_each_frame_hears_its_own_sound():
+    model, (sample, timestep, audio) = case_model("tiny_no_motion"), case_inputs("tiny_no_motion")
+    hears = case_model("tiny_no_audio")
+    inputs = (sample[:, :, :8], timestep, audio[:, :8])
+    assert torch.equal(run(hears, inputs), run(hears, (inputs[0], timestep, inputs[2] + 1)))
+    attn2 = model.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    seen = []
+    attn2.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    run(model, (sample, timestep, audio))
+    assert torch.equal(seen[0].view(2, 16, 50, 32), audio)
+
+
+@pytest.mark.parametrize(("kind", "over"), [(FrameGroupNorm, (2, 3, 5)), (WindowGroupNorm, (1, 2, 3, 5))])
+def test_group_norms_stay_accurate_far_from_zero(kind, over):
+    """Against the definition in float64, where the mean is 30 deviations."""
+    hidden = torch.randn(2, 3, 8, 8, 64, generator=torch.Generator().manual_seed(0)) + 30
+    norm = rule_filled(kind(8, 64))
+    grouped = hidden.double().unflatten(-1, (8, 8))
+    centred = grouped - grouped.mean(dim=over, keepdim=True)
+    want = centred / (centred.square().mean(dim=over, keepdim=True) + norm.eps).sqrt()
+    want = want.flatten(-2) * norm.weight.double() + norm.bias.double()
+    assert (norm(hidden) - want).abs().max() < 3e-5
+
+
+def test_untrained_motion_module_changes_nothing():
+    hidden = torch.randn(1, 4, 2, 2, 32)
+    assert torch.equal(MotionModule(32, MotionOptions())(hidden), hidden)
+    assert not torch.equal(MotionModule(32, MotionOptions(zero_initialize=False))(hidden), hidden)
+
+
+def test_motion_module_refuses_more_frames_than_it_has_positions():
+    module = MotionModule(32, MotionOptions(temporal_position_encoding_max_len=4))
+    with pytest.raises(ValueError, match=r"5 frames.*4 positions"):
+        module(torch.zeros(1, 5, 2, 2, 32))
+
+
+def test_motion_module_in_the_middle_is_named_and_used():
+    config = dict(CASES["tiny_one_frame"]["config"], motion_module_mid_block=True)
+    model, inputs = rule_filled(UNet3DConditionModel.from_config(config)), case_inputs("tiny_one_frame")
+    assert "mid_block.motion_modules.0.temporal_transformer.proj_out.weight" in model.state_dict()
+    assert relative(run(model, inputs), run(case_model("tiny_one_frame"), inputs)) > 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_half_precision(dtype, rounding):
+    """Within 60 roundings at the worst pixel; the network is some 130 layers deep."""
+    model, (sample, timestep, audio) = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
+    want = run(model, (sample, timestep, audio))
+    got = run(model.to(dtype), (sample.to(dtype), timestep, audio.to(dtype)))
+    assert got.dtype == dtype
+    assert relative(got, want) < 60 * rounding
+
+
+def test_gradients_reach_every_parameter():
+    model, (sample, timestep, audio) = case_model("tiny_one_frame"), case_inputs("tiny_one_frame")
+    model(sample, timestep, audio).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act_fn": "relu"}, "act_fn is 'relu'.*'silu'"),
+        ({"colour": 1}, "unknown keys.*colour"),
+        ({"motion_module_kwargs": {"heads": 8}}, "unknown keys.*heads"),
+        ({"motion_module_kwargs": {"attention_block_types": ["Temporal_Cross"]}}, "Temporal_Cross"),
+        ({"down_block_types": ["DownBlock3D"]}, "down_block_types.*expected 4"),
+        ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types.*UpBlock2D"),
+    ],
+)
+def test_config_errors_say_what_is_wrong(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        UNet3DConditionModel.from_config({**CASES["tiny"]["config"], **change})

@@ -1,0 +1,178 @@
+"""Files of every kind that a clip can be saved as."""
+
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from latentsync_memsafe.latentsync.errors import OutputError
+from latentsync_memsafe.latentsync.video import ArraySource, open_video, remux
+from latentsync_memsafe.latentsync.video import formats as presets
+from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
+from latentsync_memsafe.latentsync.video.encoder import Encoder, works, x264
+from latentsync_memsafe.latentsync.video.formats import Preset
+
+from support.media import decoded_sound, make_clip, number_of, numbered_frame, tone
+
+PICTURES = np.stack([numbered_frame(i, (62, 46)) for i in range(9)])
+METADATA = {"prompt": '{"1": {}}', "workflow": '{"nodes": ["é"]}'}
+
+
+def clip(fps: Fraction = Fraction(30000, 1001)) -> Clip:
+    return Clip(ArraySource(PICTURES, fps), (tone(0.3, 44100, 2), 44100))
+
+
+def packets(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
+    with av.open(str(path)) as container:
+        return [(p.pts, bytes(p)) for p in container.demux(**{kind: 0}) if p.size]
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_every_kind_holds_frames_sound_and_workflow(tmp_path: Path, preset: Preset) -> None:
+    path, done = tmp_path / f"out{preset.suffix}", []
+    write_clip(clip(), path, preset, metadata=METADATA, tick=done.append)
+    written = open_video(path)
+    assert [number_of(frame) for frame in written.frames()] == list(range(9)) == [n - 1 for n in done]
+    assert (written.fps, written.width, written.height) == (Fraction(30000, 1001), 62, 46)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == preset.codec
+        tags = {key.lower(): text for key, text in container.metadata.items()}
+    assert METADATA.items() <= tags.items()
+    exact = np.rint(clip().read_sound()[0] * 2**23) / 2**23  # type: ignore[index]
+    np.testing.assert_array_equal(decoded_sound(path), exact)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_quality_is_what_was_asked_for(tmp_path: Path) -> None:
+    sizes = []
+    for crf in (4, 40):
+        write_clip(clip(), tmp_path / "out.mp4", crf=crf)
+        sizes.append(sum(len(data) for _, data in packets(tmp_path / "out.mp4", "video")))
+    assert sizes[0] > 2 * sizes[1]
+
+
+def test_prores_keeps_colours_and_where_they_lie(tmp_path: Path) -> None:
+    """Bars of one colour a row: chroma half a pixel off would mix neighbours."""
+    picture = np.empty((48, 64, 3), np.uint8)
+    picture[::4], picture[1::4], picture[2::4], picture[3::4] = (
+        (200, 60, 60),
+        (200, 60, 60),
+        (60, 60, 200),
+        (60, 60, 200),
+    )
+    write_clip(Clip(ArraySource(np.stack([picture] * 3))), tmp_path / "out.mov", Preset.PRORES)
+    (decoded, *_) = open_video(tmp_path / "out.mov").frames()
+    error = decoded.astype(int) - picture
+    assert np.abs(error).mean() < 2 and np.abs(error).max() < 16
+
+
+def test_without_nvenc_x264_codes_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+    monkeypatch.setattr(presets, "works", lambda encoder, *size: asked.append((encoder.codec, size)))
+    assert Preset.MP4_NVENC.encoder(20, 63, 48) == x264(20)
+    assert asked == [("h264_nvenc", (64, 48))]
+    assert "NVENC does not work" in caplog.text
+    monkeypatch.setattr(presets, "works", lambda *_: True)
+    assert Preset.MP4_NVENC.encoder(20, 63, 48).codec == "h264_nvenc"
+
+
+def test_an_encoder_works_only_if_it_codes_a_picture(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert works(x264(), 64, 48)
+    assert not works(Encoder("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
+    assert not works(Encoder("no_such_encoder", "yuv420p", {}), 64, 48)
+    assert caplog.text.count("cannot be used here") == 2
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "aac"), (".mkv", "flac"), (".mov", "aac")])
+def test_h264_in_a_file_is_copied_packet_by_packet(
+    tmp_path: Path, suffix: str, codec: str, rotation: int
+) -> None:
+    if suffix == ".mkv" and rotation:
+        pytest.skip("the muxer of the test cannot turn matroska")
+    source = make_clip(
+        tmp_path / f"in{suffix}",
+        20,
+        fps=Fraction(24000, 1001),
+        audio=tone(0.8),
+        audio_codec=codec,
+        rotation=rotation,
+    )
+    write_clip(open_clip(source), tmp_path / "out.mp4", metadata=METADATA)
+    for kind in ("video", "audio"):
+        assert [d for _, d in packets(source, kind)] == [d for _, d in packets(tmp_path / "out.mp4", kind)]
+    old, new = open_video(source), open_video(tmp_path / "out.mp4")
+    assert (old.fps, old.width, old.height) == (new.fps, new.width, new.height)
+    assert all(map(np.array_equal, old.frames(), new.frames()))
+    np.testing.assert_array_equal(decoded_sound(source), decoded_sound(tmp_path / "out.mp4"))
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert METADATA.items() <= container.metadata.items()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"codec": "libx265", "options": {}},
+        {"codec": "libx264", "pix_fmt": "yuv444p"},
+        {"codec": "mpeg4", "options": {}},
+        {"codec": "libx264", "audio": tone(0.4), "audio_codec": "pcm_s16le"},
+    ],
+)
+def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict) -> None:
+    source = make_clip(tmp_path / "in.mkv", 10, **made)
+    write_clip(open_clip(source), tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+    assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(10))
+
+
+def test_another_sound_or_part_is_never_copied_from_the_file(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", 20, audio=tone(0.8))
+    assert open_clip(source).with_sound(None).file is None
+    assert open_clip(source).selected(skip=1).file is None
+    assert open_clip(source, Fraction(50)).file is None
+    write_clip(open_clip(source).with_sound(None), tmp_path / "mute.mp4")
+    assert open_clip(tmp_path / "mute.mp4").sound is None
+
+
+def test_sound_ends_with_the_frames(tmp_path: Path) -> None:
+    write_clip(Clip(ArraySource(PICTURES), (tone(5), 44100)), tmp_path / "out.mp4")
+    assert decoded_sound(tmp_path / "out.mp4").shape[1] < (9 / 25 + 0.2) * 44100
+
+
+class StopError(Exception):
+    """The user stops the run."""
+
+
+def test_a_run_that_is_stopped_leaves_neither_file_nor_proxy(tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        if done == 5:
+            raise StopError
+
+    with pytest.raises(StopError):
+        write_clip(clip(), tmp_path / "a/out.mov", Preset.PRORES, proxy=tmp_path / "b/shown.mp4", tick=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_fails_leaves_an_old_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_clip(tmp_path / "in.mp4", 5)
+    (tmp_path / "out.mp4").write_bytes(b"old")
+
+    def fail(source: Path, target: Path, metadata: dict) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remux, "_copy", fail)
+    with pytest.raises(OutputError, match="disk is full"):
+        remux.remux(source, tmp_path / "out.mp4", {})
+    assert (tmp_path / "out.mp4").read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
