@@ -47,7 +47,7 @@ from latentsync_memsafe.memsafe import (
     probe,
     shape_of,
 )
-from latentsync_memsafe.memsafe.device.probe import allocated_memory
+from latentsync_memsafe.memsafe.device.memory import allocated_memory
 from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
 from latentsync_memsafe.memsafe.weights.transfers import Arrival, Transfers
 

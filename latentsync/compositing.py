@@ -1,31 +1,27 @@
-"""The user's mask: where in its frame, rather than in the face, a picture may change."""
+"""FrameMask: the user's mask over whole frames, which limits where the output may differ from the source."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
 from .errors import InputError
-from .faces.locate import LocatedFrame
-from .generator import FaceGenerator, Window
 from .video import FrameSource
 
 logger = logging.getLogger(__name__)
 
-_OVERSHOOT = 0.5  # beyond 0 and 1; bicubic and Lanczos resizing leave less
+_OVERSHOOT = 0.5  # tolerated beyond 0 and 1; bicubic and Lanczos resizing overshoot less
 
 
 class FrameMask:
-    """Masks float [h, w] or [n, h, w] in 0..1, over the frames of `source`; 1 lets the generated face show.
+    """Masks float [h, w] or [n, h, w] in 0..1, over the frames of `source`; 1 shows the generated face.
 
-    One mask holds for all frames, otherwise mask i for source frame i, also when it comes again, and the last
-    one for those after it. Masks of another size are scaled to the frame's; values a little out of range, as
-    resizing leaves them, are cut off. Raises InputError for any other shape, for values of another range, or for
-    masks that allow no change anywhere.
+    One mask applies to all frames; of several, mask i applies to source frame i, also when that is repeated, and
+    the last one to all later frames. Masks of another size are scaled to the frame's; values slightly out of
+    range, as resizing produces them, are clipped. Raises InputError for any other shape, for values of another
+    range, or for masks that allow no change anywhere.
     """
 
     def __init__(self, masks: np.ndarray, source: FrameSource) -> None:
@@ -48,10 +44,10 @@ class FrameMask:
         self._width, self._height = source.width, source.height
         self._last: tuple[int, np.ndarray] | None = None
 
-    def confine(self, original: np.ndarray, finished: np.ndarray, index: int) -> np.ndarray:
-        """`finished` where the mask of source frame `index` is 1, `original` bit for bit where it is 0.
+    def apply(self, original: np.ndarray, finished: np.ndarray, index: int) -> np.ndarray:
+        """Return `finished` where the mask of source frame `index` is 1 and exactly `original` where it is 0.
 
-        Both uint8 [h, w, 3]; in between they are mixed in proportion.
+        Both uint8 [h, w, 3]; values in between mix them linearly.
         """
         if finished is original:  # a frame without a face
             return finished
@@ -65,18 +61,3 @@ class FrameMask:
                 mask = cv2.resize(mask, (self._width, self._height), interpolation=cv2.INTER_LINEAR)
             self._last = number, mask
         return self._last[1]
-
-
-class MaskedGenerator:
-    """A generator of faces whose finished frames differ from the source only where a mask allows it."""
-
-    def __init__(self, generator: FaceGenerator, mask: FrameMask) -> None:
-        self._generator, self._mask = generator, mask
-
-    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]:
-        """The faces of all windows' frames, as the generator makes them."""
-        return self._generator.synthesize(windows)
-
-    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray:
-        """The finished frame, held back by the mask of its source frame."""
-        return self._mask.confine(located.frame, self._generator.paste(located, face), located.index)

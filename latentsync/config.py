@@ -69,6 +69,8 @@ class SyncOptions:
     allow_frame_windows: bool = False  # frames are denoised one by one, without motion between them
     allow_lower_resolution: bool = False  # faces are generated at half the resolution
     allow_cpu: bool = False  # networks run on the CPU
+    allow_vae_tiling: bool = False  # the VAE works on overlapping tiles, whose seams show slightly
+    allow_int8: bool = False  # most of the denoiser's weights are stored in 8 bits
     parity: bool = (
         False  # the published arithmetic (integer points, 25 fps index, its frame count), to compare
     )
@@ -137,7 +139,13 @@ class SyncOptions:
     @property
     def permissions(self) -> tuple[str, ...]:
         """The fallbacks that are allowed when memory runs out, by the names of these options."""
-        names = ("allow_frame_windows", "allow_lower_resolution", "allow_cpu")
+        names = (
+            "allow_frame_windows",
+            "allow_lower_resolution",
+            "allow_cpu",
+            "allow_vae_tiling",
+            "allow_int8",
+        )
         return tuple(name for name in names if getattr(self, name))
 
 

@@ -1,16 +1,16 @@
-"""The networks on windows of frames: encode the faces, denoise, decode, and paste each into its frame.
+"""FaceGenerator: align the faces of a group of windows, encode, denoise and decode them, and paste each back.
 
-Between its calls of the networks everything but decoded faces waits in main memory, so that the device's is only
-asked for where a failure is mended.
+Everything except decoded faces stays in CPU memory between network calls, so all GPU allocations happen inside
+OOM-guarded code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..memsafe import (
     Task,
     autocast,
     module_key,
-    starting_over,
+    restart_on_plan_change,
     weight_dtype,
 )
 from .config import SyncOptions
@@ -36,47 +36,29 @@ from .faces.locate import LocatedFrame
 from .faces.mask import keep_mask, paste_alpha
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
-from .windows import nearest_present, pingpong_indices
-from .workload import lower_resolution
 
 
 @dataclass(frozen=True)
-class Window:
-    """Consecutive output frames and the sound that belongs to each."""
+class GeneratedFace:
+    """One face as the networks generated it."""
 
-    frames: Sequence[LocatedFrame]
-    audio: Tensor  # float32 [len(frames), n, d]
-
-
-@dataclass(frozen=True)
-class SyncedFace:
-    """What the networks made of one face."""
-
-    pixels: Tensor  # float32 [3, r, r] in about -1..1, where it is pasted
-    aligned: Tensor  # uint8 [3, r, r], the face they were given, on the CPU
+    pixels: Tensor  # float32 [3, r, r] in about -1..1, on the device where it is pasted
+    aligned: Tensor  # uint8 [3, r, r], the aligned input face, on the CPU
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """What the UNet gets of one window."""
+class _UNetInput:
+    """Inputs of the UNet for one window."""
 
     conditioning: Tensor  # [1, 9, f, s, s]
     audio: Tensor  # [1, f, n, d]
     present: list[int]  # positions of the frames with a face
 
 
-class FaceGenerator(Protocol):
-    """A WindowGenerator or its like; what it makes of a frame's face is its own matter."""
+class FaceGenerator:
+    """Generates the faces of windows of located frames, and pastes them into the frames one by one.
 
-    def synthesize(self, windows: Sequence[Window]) -> Sequence[Any]: ...
-
-    def paste(self, located: LocatedFrame, face: Any) -> np.ndarray: ...
-
-
-class WindowGenerator:
-    """Turns windows of located frames into faces, and pastes them into the frames one by one.
-
-    cache: encoded faces, kept from one call and one run to the next; None: every face is encoded.
+    cache: encoded faces, kept between calls and runs; None: every face is encoded.
     """
 
     def __init__(
@@ -89,170 +71,178 @@ class WindowGenerator:
     ) -> None:
         self._bundle, self._runtime, self._options, self._template = bundle, runtime, options, template
         self._cache = cache
-        self._encoder = None if cache is None else module_key(bundle.vae)
+        self._vae_key = None if cache is None else module_key(bundle.vae)
         self._scheduler = make_scheduler(bundle.config.scheduler)
         vae_config: Any = bundle.vae.config
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
         self._buffer: Tensor | None = None  # of decoded faces
-        self._denoised_frames = 0  # of the call of `synthesize` under way
+        self._denoised_frames = 0  # in the current call of `generate`
         generated = keep_mask(template.resolution)[0] < 0.5
-        self.attention = ModelAttention(  # its `used` says what really ran
+        self.attention = ModelAttention(  # its `used` reports the kernels that ran
             runtime.attention_mode,
             KeyRegion(generated, runtime.key_weight),
-            attention_slices=lambda: runtime.attention_slices,
-            feed_forward_slices=lambda: runtime.feed_forward_slices,
+            attention_slices=lambda: runtime.plan.attention_slices,
+            feed_forward_slices=lambda: runtime.plan.feed_forward_slices,
         )
-        self._settled: tuple[int, torch.device] | None = None
+        self._masks: _Masks | None = None
 
     @torch.inference_mode()
-    def synthesize(self, windows: Sequence[Window]) -> list[SyncedFace | None]:
-        """The faces of all windows' frames, in order; None for a frame without one."""
-        located = [frame for window in windows for frame in window.frames]
+    def generate(
+        self, located: Sequence[LocatedFrame], audio: Sequence[Tensor]
+    ) -> list[GeneratedFace | None]:
+        """Return the faces of consecutive frames, in order; None for a frame without one.
+
+        located: frames of one or more windows; only the last window may be shorter than the model's. audio: a
+        window of audio features [n, d] per frame.
+        """
         aligned = self._align([frame for frame in located if frame.matrix is not None])
         if not aligned:
             return [None] * len(located)
-        faces = starting_over(lambda: self._generate(windows, aligned))
-        synced = iter([SyncedFace(*pair) for pair in zip(faces, aligned, strict=True)])
-        return [None if frame.matrix is None else next(synced) for frame in located]
+        faces = restart_on_plan_change(lambda: self._generate(located, audio, aligned))
+        generated = iter([GeneratedFace(*pair) for pair in zip(faces, aligned, strict=True)])
+        return [None if frame.matrix is None else next(generated) for frame in located]
 
     @torch.inference_mode()
-    def paste(self, located: LocatedFrame, face: SyncedFace | None) -> np.ndarray:
-        """The finished frame; without a face the frame itself, untouched."""
+    def paste(self, located: LocatedFrame, face: GeneratedFace | None) -> np.ndarray:
+        """Return the finished frame; without a face the frame itself, unchanged."""
         if face is None or located.matrix is None:
             return located.frame
-        [finished] = self._runtime.batches([face], lambda _: [self._pasted(located, face)], stage="paste")
-        return finished
-
-    @property
-    def _side(self) -> int:
-        """Pixels a side of the faces that the networks work on."""
-        side = self._template.resolution
-        return lower_resolution(side) if self._runtime.relief.lower_resolution else side
+        return self._runtime.guarded(lambda: self._paste_face(located, face), task=Task.PASTE)
 
     @property
     def _canvas(self) -> torch.device:
-        """Where faces are warped: on the device, but not by Metal.
+        """Device on which faces are warped; for Metal the CPU.
 
-        That learnt to resize with antialiasing in torch 2.7 only; its memory is main memory, so nothing is lost.
+        Metal cannot resize with antialiasing before torch 2.7; its memory is host memory, so nothing is lost.
         """
         device = self._runtime.device
         return torch.device("cpu") if device.type == "mps" else device
 
-    def _settle(self) -> None:
-        """Make the masks for the device and the size of faces that are in force, unless that is done."""
-        side, drawn, device = self._template.resolution, self._side, self._runtime.device
-        if (drawn, device) == self._settled:
-            return
-        self._alpha = paste_alpha(side).to(self._canvas)
-        # Where the published arithmetic shows the face it was given.
-        self._restored = keep_mask(side).to(self._canvas)
-        self._keep = keep_mask(drawn).to(device)
-        self._settled = drawn, device
+    def _prepare_masks(self) -> _Masks:
+        """Return the masks for the device and face resolution in force."""
+        plan, masks = self._runtime.plan, self._masks
+        if masks is None or (masks.resolution, masks.device) != (plan.face_resolution, plan.device):
+            resolution = self._template.resolution
+            masks = self._masks = _Masks(
+                resolution=plan.face_resolution,
+                device=plan.device,
+                alpha=paste_alpha(resolution).to(self._canvas),
+                restored=keep_mask(resolution).to(self._canvas),
+                keep=keep_mask(plan.face_resolution).to(plan.device),
+            )
+        return masks
 
     def _align(self, located: Sequence[LocatedFrame]) -> list[Tensor]:
-        """The faces of frames that have one: uint8 [3, r, r], on the CPU."""
+        """Return the aligned faces of frames that have one: uint8 [3, r, r], on the CPU."""
 
-        def aligned(some: list[LocatedFrame]) -> list[Tensor]:
+        def align(frames: list[LocatedFrame]) -> list[Tensor]:
             return [
                 self._template.align(one.frame, one.matrix, self._canvas)
-                for one in some
+                for one in frames
                 if one.matrix is not None
             ]
 
-        return list(self._runtime.batches(located, aligned, stage="align", size=len(located)))
+        return self._runtime.run_batched(align, located, task=Task.ALIGN)
 
-    def _generate(self, windows: Sequence[Window], aligned: Sequence[Tensor]) -> list[Tensor]:
-        """Faces float32 [3, r, r] in about -1..1 for all aligned ones, by what is in force at this moment."""
+    def _generate(
+        self, located: Sequence[LocatedFrame], audio: Sequence[Tensor], aligned: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return faces float32 [3, r, r] in about -1..1 for all aligned ones, under the plan in force."""
         encoded = iter(self._encode(aligned))
-        batches = [batch for window in windows if (batch := self._batch(window, encoded)) is not None]
-        denoised: list[Tensor] = [torch.empty(0)] * len(batches)
-        self._denoised_frames = 0
-        # Windows of one length share a call; in parity mode the last one may be shorter than the others.
-        for length in sorted({batch.audio.shape[1] for batch in batches}):
-            chosen = [i for i, batch in enumerate(batches) if batch.audio.shape[1] == length]
-            latents = self._runtime.batches(
-                [batches[i] for i in chosen],
-                self._denoise,
-                stage="denoise",
-                modules=[self._bundle.unet],
-                streamable=True,
-                task=Task.UNET_INFERENCE,
-                size=len(chosen),
-            )
-            for i, sample in zip(chosen, latents, strict=True):
-                denoised[i] = sample[batches[i].present]
-                self._denoised_frames += len(batches[i].present)
-        del batches
+        length = self._bundle.config.num_frames
+        windows = []
+        for start in range(0, len(located), length):
+            present = [frame.matrix is not None for frame in located[start : start + length]]
+            if any(present):
+                windows.append(self._unet_input(present, audio[start : start + length], encoded))
+        denoised = self._denoise(windows)
+        del windows
         return self._decode(torch.cat(denoised))
 
     def _encode(self, faces: Sequence[Tensor]) -> list[Tensor]:
-        """Mask, masked-image and reference latents, [9, s, s] on the CPU, of aligned faces uint8 [3, r, r]."""
+        """Return mask, masked-image and reference latents, [9, s, s] on the CPU, of faces uint8 [3, r, r]."""
 
-        def encode(some: Sequence[Tensor]) -> Iterator[Tensor]:
-            return self._runtime.batches(
-                some,
-                self._encoded,
-                stage="encode",
-                modules=[self._bundle.vae],
-                task=Task.VAE_ENCODE,
-                size=len(some),
+        def encode(missing: Sequence[Tensor]) -> list[Tensor]:
+            return self._runtime.run_batched(
+                self._encode_batch, missing, task=Task.VAE_ENCODE, network=self._bundle.vae
             )
 
         if self._cache is None:
-            return list(encode(faces))
-        how = (self._encoder, self._side, self._runtime.plan.dtype, self._runtime.relief.vae_tiling)
+            return encode(faces)
+        plan = self._runtime.plan
+        how = (self._vae_key, plan.face_resolution, plan.dtype, plan.vae_tiling)
         return self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
 
-    def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
-        self._settle()
-        vae: Any = self._bundle.vae
-        dtype = weight_dtype(vae)
+    def _encode_batch(self, faces: list[Tensor]) -> Iterator[Tensor]:
+        masks, vae = self._prepare_masks(), self._bundle.vae
+        dtype, resolution = weight_dtype(vae), self._runtime.plan.face_resolution
         pixels = torch.stack(faces).to(self._canvas).float() / 127.5 - 1
-        if self._side != self._template.resolution:
-            pixels = F.interpolate(pixels, size=(self._side, self._side), mode="area")
+        if resolution != self._template.resolution:
+            pixels = F.interpolate(pixels, size=(resolution, resolution), mode="area")
         pixels = pixels.to(self._runtime.device)
         # Masked and reference image one after the other: half the memory of one batch.
-        with self._autocast(vae):
+        with self._vae_ready() as encoder:
             masked, reference = (
-                (vae.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
-                for image in (pixels * self._keep, pixels)
+                (encoder.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
+                for image in (pixels * masks.keep, pixels)
             )
-        mask = F.interpolate(self._keep[None], size=masked.shape[-2:], mode="nearest")
+        mask = F.interpolate(masks.keep[None], size=masked.shape[-2:], mode="nearest")
         yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1).cpu()
 
-    def _batch(self, window: Window, encoded: Iterator[Tensor]) -> _Batch | None:
-        """Put a window's latents and sound together, filled up to the model's length; None without a face."""
-        here = [located.matrix is not None for located in window.frames]
-        present = [i for i, is_here in enumerate(here) if is_here]
-        if not present:
-            return None
-        latents = torch.stack([next(encoded) for _ in present], dim=1)
-        size = len(here) if self._options.parity else self._bundle.config.num_frames
-        order = pingpong_indices(len(here), size)
-        lender = nearest_present(here)
-        rows = [present.index(lender[i]) for i in order]
-        return _Batch(latents[None, :, rows], window.audio[order][None], present)
+    def _unet_input(
+        self, present: list[bool], audio: Sequence[Tensor], encoded: Iterator[Tensor]
+    ) -> _UNetInput:
+        """Combine latents and audio of one window, padded to the model's length.
 
-    def _denoise(self, batches: list[_Batch]) -> Iterator[Tensor]:
-        """Latents [f, 4, s, s] of each window, on the CPU."""
-        conditioning = torch.cat([batch.conditioning for batch in batches]).to(self._runtime.device)
-        audio = torch.cat([batch.audio for batch in batches]).to(self._runtime.device)
-        length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
+        A frame without a face borrows the nearest face of the window; its output is dropped.
+        """
+        positions = [i for i, is_present in enumerate(present) if is_present]
+        latents = torch.stack([next(encoded) for _ in positions], dim=1)
+        size = len(present) if self._options.parity else self._bundle.config.num_frames
+        order = pingpong_indices(len(present), size)
+        lender = nearest_present(present)
+        rows = [positions.index(lender[i]) for i in order]
+        return _UNetInput(latents[None, :, rows], torch.stack(list(audio))[order][None], positions)
+
+    def _denoise(self, windows: Sequence[_UNetInput]) -> list[Tensor]:
+        """Return the denoised latents [k, 4, s, s] of the frames with a face, per window, on the CPU."""
+        denoised: list[Tensor] = [torch.empty(0)] * len(windows)
+        self._denoised_frames = 0
+        # Windows of one length share a call; in parity mode the last one may be shorter than the others.
+        for length in sorted({window.audio.shape[1] for window in windows}):
+            chosen = [i for i, window in enumerate(windows) if window.audio.shape[1] == length]
+            samples = self._runtime.run_batched(
+                self._denoise_batch,
+                [windows[i] for i in chosen],
+                task=Task.UNET_INFERENCE,
+                network=self._bundle.unet,
+                streamable=True,
+            )
+            for i, sample in zip(chosen, samples, strict=True):
+                denoised[i] = sample[windows[i].present]
+        return denoised
+
+    def _denoise_batch(self, windows: list[_UNetInput]) -> Iterator[Tensor]:
+        """Return the latents [f, 4, s, s] of each window, on the CPU."""
+        unet, runtime = self._bundle.unet, self._runtime
+        conditioning = torch.cat([window.conditioning for window in windows]).to(runtime.device)
+        audio = torch.cat([window.audio for window in windows]).to(runtime.device)
+        length = min(runtime.plan.window_frames, audio.shape[1])
         parts = list(zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True))
-        unet = self._bundle.unet
-        frames, steps = sum(len(batch.present) for batch in batches), count()
+        frames, steps = sum(len(window.present) for window in windows), count()
 
         def before_step() -> None:
-            self._runtime.check_interrupted()
+            runtime.check_interrupted()
             done = self._denoised_frames + frames * next(steps) / (self._options.steps * len(parts))
-            self._runtime.report_under_way("sync", done)
+            runtime.report_partial_progress("sync", done)
 
         with self.attention.applied(unet), self._autocast(unet):
-            latents = torch.cat([self._denoised(*part, before_step) for part in parts], dim=2)
+            latents = torch.cat([self._denoise_part(*part, before_step) for part in parts], dim=2)
+        self._denoised_frames += frames
         yield from latents.transpose(1, 2).cpu()
 
-    def _denoised(self, conditioning: Tensor, audio: Tensor, before_step: Callable[[], None]) -> Tensor:
+    def _denoise_part(self, conditioning: Tensor, audio: Tensor, before_step: Callable[[], None]) -> Tensor:
         channels = (conditioning.shape[1] - 1) // 2
         return denoise(
             self._bundle.unet,
@@ -262,58 +252,119 @@ class WindowGenerator:
             audio,
             steps=self._options.steps,
             guidance=self._options.guidance,
-            passes=self._runtime.guidance_passes,
+            passes=self._runtime.plan.guidance_passes,
             before_step=before_step,
         )
 
     def _decode(self, latents: Tensor) -> list[Tensor]:
-        """Faces float32 [3, r, r] in about -1..1 from latents [k, 4, s, s]."""
-        decoded = self._runtime.batches(
-            latents,
-            self._decoded,
-            stage="decode",
-            modules=[self._bundle.vae],
-            task=Task.VAE_DECODE,
-            size=len(latents),
+        """Return faces float32 [3, r, r] in about -1..1 from latents [k, 4, s, s]."""
+        decoded = self._runtime.run_batched(
+            self._decode_batch, list(latents), task=Task.VAE_DECODE, network=self._bundle.vae
         )
         if not self._runtime.plan.preallocate:
-            return list(decoded)
-        side = self._template.resolution
+            return decoded
         if self._buffer is None or len(self._buffer) < len(latents) or self._buffer.device != self._canvas:
-            # All faces of the last call have been pasted by now.
-            self._buffer = None
-            shape = (len(latents), 3, side, side)
-            [self._buffer] = self._runtime.batches(
-                [shape], lambda shapes: [torch.empty(*shapes, device=self._canvas)], stage="decode"
+            self._buffer = None  # all faces of the last call have been pasted by now
+            shape = (len(latents), 3, self._template.resolution, self._template.resolution)
+            self._buffer = self._runtime.guarded(
+                lambda: torch.empty(shape, device=self._canvas), task=Task.VAE_DECODE
             )
         return [row.copy_(face) for row, face in zip(self._buffer, decoded, strict=False)]
 
-    def _decoded(self, latents: list[Tensor]) -> Iterator[Tensor]:
-        vae: Any = self._bundle.vae
-        dtype = weight_dtype(vae)
-        with self._autocast(vae):
-            stacked = torch.stack(latents).to(self._runtime.device)
-            faces = vae.decode((stacked / self._scale + self._shift).to(dtype)).sample.float()
+    def _decode_batch(self, latents: list[Tensor]) -> Iterator[Tensor]:
+        dtype = weight_dtype(self._bundle.vae)
+        stacked = torch.stack(latents).to(self._runtime.device)
+        with self._vae_ready() as decoder:
+            faces = decoder.decode((stacked / self._scale + self._shift).to(dtype)).sample.float()
         if not torch.isfinite(faces).all():
             raise NumericalError(
                 f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "
                 "another VAE file, or run with --precision fp32."
             )
-        side = self._template.resolution
-        if self._side != side:
-            faces = F.interpolate(faces, size=(side, side), mode="bicubic", align_corners=False)
+        resolution = self._template.resolution
+        if faces.shape[-1] != resolution:
+            faces = F.interpolate(faces, size=(resolution, resolution), mode="bicubic", align_corners=False)
         yield from faces.to(self._canvas)
 
+    @contextmanager
+    def _vae_ready(self) -> Iterator[Any]:
+        """Yield the VAE under the plan's precision and, if the plan says so, working on tiles."""
+        vae: Any = self._bundle.vae
+        plan = self._runtime.plan
+        with self._autocast(vae), _tiled(vae, plan.vae_tile) if plan.vae_tiling else nullcontext():
+            yield vae
+
     def _autocast(self, network: torch.nn.Module) -> AbstractContextManager[object]:
-        """For a bundle in float32 whose plan is to compute in half precision."""
+        """Return the context for a float32 network that the plan computes in half precision."""
         return autocast(network, self._runtime.device, self._runtime.plan.dtype)
 
-    def _pasted(self, located: LocatedFrame, face: SyncedFace) -> np.ndarray:
-        self._settle()
+    def _paste_face(self, located: LocatedFrame, face: GeneratedFace) -> np.ndarray:
+        masks = self._prepare_masks()
         pixels = face.pixels.to(self._canvas)
         assert located.matrix is not None
         if not self._options.parity:
-            return paste(located.frame, pixels, self._alpha, located.matrix, self._template, located.strength)
+            return paste(located.frame, pixels, masks.alpha, located.matrix, self._template, located.strength)
         aligned = face.aligned.to(self._canvas).float() / 127.5 - 1
-        mixed = pixels * (1 - self._restored) + aligned * self._restored
+        mixed = pixels * (1 - masks.restored) + aligned * masks.restored
         return restore(located.frame, mixed, located.matrix, self._template)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Masks of one face resolution on one device."""
+
+    resolution: int  # pixels
+    device: torch.device
+    alpha: Tensor  # strength of the generated face where it is pasted
+    restored: Tensor  # 1 where the published arithmetic shows the input face
+    keep: Tensor  # 1 where the network sees the input face
+
+
+def encode_audio_guarded(bundle: ModelBundle, runtime: Runtime, mels: Tensor) -> Tensor:
+    """Return the audio encoder's states of mels [b, 80, 3000], float32 on the CPU, under the memory guard."""
+    encoder = bundle.audio_encoder
+
+    def encode(chunks: list[Tensor]) -> Iterator[Tensor]:
+        mel = torch.stack(chunks).to(runtime.device, weight_dtype(encoder))
+        with torch.inference_mode():
+            yield from encoder(mel).float().cpu()
+
+    return restart_on_plan_change(
+        lambda: torch.stack(
+            runtime.run_batched(encode, list(mels), task=Task.AUDIO_ENCODE, network=encoder, most=1)
+        )
+    )
+
+
+def pingpong_indices(length: int, size: int) -> list[int]:
+    """Return the first `size` indices of 0, 1, .., length - 1, length - 2, .., 0, 1, ..
+
+    A window shorter than the model's is padded this way: the group norms of the network span the window, and
+    reflected motion has the statistics of motion.
+    """
+    if length == 1:
+        return [0] * size
+    period = 2 * (length - 1)
+    return [min(i % period, period - i % period) for i in range(size)]
+
+
+def nearest_present(present: Sequence[bool]) -> list[int]:
+    """Return for every position the nearest one that is present (the earlier of two); at least one must be."""
+    known = [i for i, is_present in enumerate(present) if is_present]
+    return [min(known, key=lambda k: (abs(k - i), k)) for i in range(len(present))]
+
+
+@contextmanager
+def _tiled(vae: Any, tile: int) -> Iterator[None]:
+    """Let a VAE of diffusers work on tiles of `tile` pixels inside."""
+    names = ("tile_sample_min_size", "tile_latent_min_size", "use_tiling")
+    before = {name: getattr(vae, name) for name in names if hasattr(vae, name)}
+    vae.enable_tiling()
+    if hasattr(vae, "tile_sample_min_size"):
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // factor
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)

@@ -22,7 +22,6 @@ from ..memsafe.storage.latent_cache import content_key, module_key
 from .config import SyncOptions
 from .errors import FaceError, OutputError
 from .faces.locate import LocatedFrame
-from .generator import SyncedFace, Window, WindowGenerator
 from .weights.checkpoints import sha256_of
 from .weights.loading import ModelBundle
 
@@ -247,33 +246,6 @@ class Journal:
             error.strerror or error,
             len(self._entries),
         )
-
-
-class JournalledGenerator:
-    """A WindowGenerator that computes only what the journal does not have, and notes what it computes."""
-
-    def __init__(self, generator: WindowGenerator, journal: Journal) -> None:
-        self._generator, self._journal = generator, journal
-        self._pasted = self._synthesized = 0  # frames so far
-
-    def synthesize(self, windows: Sequence[Window]) -> Sequence[SyncedFace | Patch | None]:
-        """What `paste` needs for each of the windows' frames, in order; all of the last call's are pasted by now."""
-        located = [frame for window in windows for frame in window.frames]
-        self._synthesized += len(located)
-        patches = self._journal.patches(self._pasted, located)
-        return self._generator.synthesize(windows) if patches is None else patches
-
-    def paste(self, located: LocatedFrame, face: SyncedFace | Patch | None) -> np.ndarray:
-        """The next finished frame."""
-        if isinstance(face, Patch):
-            finished = face.put_into(located.frame)
-        else:
-            finished = self._generator.paste(located, face)
-            self._journal.add(self._pasted, located.frame, finished, located.matrix is not None)
-        self._pasted += 1
-        if self._pasted == self._synthesized:
-            self._journal.commit()
-        return finished
 
 
 def _beside(output: Path) -> Path:

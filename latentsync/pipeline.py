@@ -1,4 +1,4 @@
-"""Video and speech in, lip-synced frames out, one window at a time."""
+"""LipSyncPipeline: a video and speech in, lip-synced frames out. The stages as one loop."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from functools import partial
-from itertools import chain, islice
-from itertools import count as count_up
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
+from ..memsafe import AdaptiveMemoryOptimizer, LatentCache, Runtime, VideoShape
 from ..memsafe.threads import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
-from .compositing import FrameMask, MaskedGenerator
+from .compositing import FrameMask
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError
 from .faces.align import Template
-from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
-from .generator import FaceGenerator, Window, WindowGenerator
-from .journal import Journal, JournalledGenerator, run_key
+from .generator import FaceGenerator, encode_audio_guarded
+from .journal import Journal, Patch, run_key
 from .report import Report
 from .validation import Audio, Source, check_output, check_source, opened
 from .video import FrameSource, VideoWriter
@@ -35,23 +33,22 @@ from .video.output_buffer import FrameCollector
 from .video.replay import LookBack
 from .video.timeline import timeline
 from .weights.loading import ModelBundle
-from .windows import grouped
-from .workload import explaining_memory, workload_of
+from .workload import translate_oom, workload_for
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PARITY_FPS = Fraction(25)  # the published code indexes the sound as if every video had 25 frames a second
-LATENT_CACHE_BYTES = 64 * 2**20  # of main memory: 455 faces of 512 px
-SPILLED = 256 * 2**20  # bytes of frames that go to the disk at once when main memory is scarce
+PARITY_FPS = Fraction(25)  # the published code indexes the audio as if every video had 25 fps
+LATENT_CACHE_BYTES = 64 * 2**20  # of host memory: 455 encoded faces of 512 px
+SPILL_BYTES = 256 * 2**20  # frames moved to disk at once when host memory is scarce
 
 
 class LipSyncPipeline:
     """The stages in order; holds at most a few windows of frames, whatever the length of the video.
 
-    bundle: the networks, called as modules. runtime: where and how much at a time; None: the best there is.
-    latents: encoded faces of earlier runs; None: those of this pipeline's own runs.
+    bundle: the networks, called as modules. runtime: memory policy; None: for the best device available.
+    latents: cache of encoded faces, shared by several pipelines; None: a new one.
     """
 
     def __init__(
@@ -60,6 +57,11 @@ class LipSyncPipeline:
         self.bundle = bundle
         self.runtime = runtime if runtime is not None else Runtime.auto()
         self._latents = latents if latents is not None else LatentCache(LATENT_CACHE_BYTES)
+
+    @property
+    def optimizer(self) -> AdaptiveMemoryOptimizer:
+        """The optimizer that plans the runs and sizes their batches."""
+        return self.runtime.optimizer
 
     def run(
         self,
@@ -77,53 +79,43 @@ class LipSyncPipeline:
     ) -> Report:
         """Lip-sync `source` to `audio` and write the video file `output` (.mp4, .mov or .mkv).
 
-        The sound is muxed as it is where the container allows. The file appears under its name only when it
-        is complete. resume: finished frames are kept in a hidden file beside it until then, and those that an
-        interrupted run of the same inputs and options left there are not computed again. Raises a
-        LatentSyncError for anything the user can mend, and memsafe.Cancelled.
+        The audio is muxed without re-encoding where the container allows. The file appears under its name only
+        when it is complete. Raises a LatentSyncError for anything the user can correct, and memsafe.Cancelled.
 
-        `mask`: where a frame may change, as FrameMask takes it. `report`, if given, is filled on the way and
-        returned. `collector` is given every finished frame before it is written. `scratch`: folder for frames
-        that do not fit in main memory for a while; None: that of `output`. `metadata`: texts for the file to hold.
+        resume: keep finished frames in a hidden file beside the output until then, and reuse those that an
+        interrupted run of the same inputs and options left there. mask: areas where a frame may change, as
+        FrameMask takes them. report: filled during the run and returned. collector: receives every finished
+        frame before it is written. scratch: folder for frames that do not fit in host memory; None: that of
+        `output`. metadata: texts to store in the file.
         """
         output = Path(output)
-        folder = scratch if scratch is not None else output.absolute().parent
         check_output(output, source, audio)
         report = report if report is not None else Report()
         with ExitStack() as stack:
             frames = stack.enter_context(opened(source, options))
-            sound = open_audio(audio)
             journal = None
             if resume:
-                journal = stack.enter_context(self._journal(output, frames, audio, options))
-            shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
+                journal = stack.enter_context(self._open_journal(output, frames, audio, options))
             writer = VideoWriter.of(
                 output,
                 frames,
                 audio=audio,
-                end_audio_with_video=shortened,
+                end_audio_with_video=options.extend is Extend.CUT or options.length is Length.VIDEO,
                 crf=options.crf,
                 metadata=metadata,
             )
-            with (
-                explaining_memory(),
-                writer,
-                closing(
-                    self._finished(frames, sound, options, report, folder, journal, mask, collector)
-                ) as finished,
-            ):
-
-                def write(frame: np.ndarray) -> None:
-                    with self.runtime.clock("write"):
-                        writer.write(frame)
-
-                # With its first frame the plan of this run is there.
-                shown = chain([next(finished)], finished)
-                with Drain(write, self.runtime.plan.encode_ahead) as drain:
-                    for frame in shown:
-                        if collector is not None:
-                            collector.add(frame)
-                        drain.put(frame)
+            finished = self._finished_frames(
+                frames,
+                open_audio(audio),
+                options,
+                report,
+                scratch if scratch is not None else output.absolute().parent,
+                journal=journal,
+                mask=mask,
+                collector=collector,
+            )
+            with translate_oom(), writer, closing(finished):
+                self._write(finished, writer, collector)
         if journal is None:
             Journal.remove(output)
         else:
@@ -140,166 +132,176 @@ class LipSyncPipeline:
         *,
         mask: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window.
+        """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window; computed when they are asked for.
 
-        Lazy: they are computed when they are asked for. `report`, if given, is filled on the way. `mask`:
-        where a frame may change, as FrameMask takes it.
+        report: filled during the run. mask: areas where a frame may change, as FrameMask takes them.
         """
         report = report if report is not None else Report()
-        with (
-            opened(source, options) as frames,
-            closing(
-                self._finished(
-                    frames, open_audio(audio), options, report, Path(tempfile.gettempdir()), mask=mask
-                )
-            ) as finished,
-        ):
-            for window in grouped(finished, self.bundle.config.num_frames):
-                yield np.stack(window)
+        scratch = Path(tempfile.gettempdir())
+        with opened(source, options) as frames:
+            finished = self._finished_frames(frames, open_audio(audio), options, report, scratch, mask=mask)
+            with closing(finished):
+                for window in grouped(finished, self.bundle.config.num_frames):
+                    yield np.stack(window)
         report.complete(self.bundle.hashes, self.runtime)
 
-    def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
-        video = (source.fps, source.width, source.height, source.frame_estimate)
-        numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
-        return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
-
-    def _finished(
+    def _finished_frames(
         self,
         source: FrameSource,
-        sound: AudioSource,
+        audio: AudioSource,
         options: SyncOptions,
         report: Report,
-        folder: Path,
+        scratch: Path,
+        *,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
         collector: FrameCollector | None = None,
     ) -> Generator[np.ndarray, None, None]:
-        """Finished frames of one run of the runtime; what it could not get into memory is explained.
-
-        folder: where frames that do not fit in main memory may lie for a while.
-        """
+        """Yield the finished frames of one run; each source frame is freed when its finished one is handed on."""
         check_source(source, options)
-        side = options.resolution or self.bundle.config.resolution
+        runtime, resolution = self.runtime, options.resolution or self.bundle.config.resolution
         video = VideoShape(source.height, source.width, source.frame_estimate)
-        with (
-            explaining_memory(),
-            workload_of(self.bundle, self.runtime, options, side, video) as workload,
-            self.runtime.run(workload),
-            LookBack.planned(self.runtime.plan, folder) as look_back,
-        ):
-            pressure = self.runtime.pressure
-            for spill in (look_back.spill, *([] if collector is None else [collector.spill])):
-                pressure.add("frames were moved to disk", partial(spill, SPILLED), cost=2, pool=Pool.HOST)
-            pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
-            report.begin(self.bundle.config.name, self.runtime, source)
+        with ExitStack() as stack:
+            stack.enter_context(translate_oom())
+            stack.enter_context(runtime.run(workload_for(self.bundle, runtime, options, resolution, video)))
+            replay = stack.enter_context(LookBack.planned(runtime.plan, scratch))
+            self._free_under_pressure(replay, collector)
+            report.begin(self.bundle.config.name, runtime, source)
             self._latents.begin_run()
-            known = self._encoded()
-            template = Template(side)
-            plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
-            generator: FaceGenerator = plain if journal is None else JournalledGenerator(plain, journal)
-            if mask is not None:
-                generator = MaskedGenerator(generator, FrameMask(mask, source))
-            yield from self._synced(source, sound, options, template, generator, look_back, report)
-            report.attention = plain.attention.used
-            encoded, kept = (now - before for now, before in zip(self._encoded(), known, strict=True))
+            before = self._latents_used()
+
+            template = Template(resolution)
+            features = self._audio_features(audio, source, options)
+            total = _frame_count(features, source, options)
+            report.audio_duration = float(features.duration)
+            locator = FaceLocator(self.bundle.detector, template, options, runtime)
+            generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
+            frame_mask = None if mask is None else FrameMask(mask, source)
+            times = (Fraction(i) / (PARITY_FPS if options.parity else source.fps) for i in count())
+            runtime.report_progress("prepare", 0, total)
+
+            shown = _timed(timeline(source, total, options.extend, replay), runtime, "read")
+            decoded = stack.enter_context(closing(prefetch(shown, runtime.plan.decode_ahead)))
+            audio_windows = features.windows(times)
+            at_once = runtime.frames_at_once(self.bundle.config.num_frames)
+            for group in grouped(locator.locate(decoded), at_once):
+                spoken = list(islice(audio_windows, len(group)))
+                yield from self._sync_group(deque(group), spoken, generator, frame_mask, journal, report)
+                runtime.report_progress("sync", report.frames, total)
+
+            _check_faces(locator, options, report)
+            report.attention = generator.attention.used
+            encoded, kept = (now - old for now, old in zip(self._latents_used(), before, strict=True))
             report.latents = {"encoded": encoded, "kept": kept}
 
-    def _synced(
+    def _sync_group(
         self,
-        source: FrameSource,
-        sound: AudioSource,
-        options: SyncOptions,
-        template: Template,
+        group: deque[LocatedFrame],
+        audio: list[torch.Tensor],
         generator: FaceGenerator,
-        look_back: LookBack,
+        mask: FrameMask | None,
+        journal: Journal | None,
         report: Report,
-    ) -> Generator[np.ndarray, None, None]:
-        """Finished frames; each source frame is let go as soon as its finished one is handed on."""
-        runtime = self.runtime
-        features = FeatureStream(
-            self._hear,
-            sound,
-            parity=options.parity,
-            pad_to=_video_seconds(source) if options.length is Length.VIDEO else None,
-        )
-        report.audio_duration = float(features.duration)
-        total = self._frame_count(features, source, options)
-        fps = PARITY_FPS if options.parity else source.fps
-        times = (Fraction(i) / fps for i in count_up())
-        locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
-        at_once = runtime.frames_at_once(self.bundle.config.num_frames)
-        ticks = _timed(timeline(source, total, options.extend, look_back), runtime, "read")
-        runtime.report_progress("prepare", 0, total)
-        with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
-            heard = features.windows(times)
-            for group in grouped(locator.locate(decoded), at_once):
-                faces = deque(generator.synthesize(self._windows(group, heard)))
-                located = deque(group)
-                group.clear()
-                while located:
-                    report.add_frame(located[0].matrix is not None)
-                    finished = generator.paste(located.popleft(), faces.popleft())
-                    if not located:
-                        runtime.host.preview(finished)
-                    yield finished
-                    del finished
-                    runtime.frame_finished()
-                runtime.report_progress("sync", report.frames, total)
-        if not locator.found:
-            wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
-            raise FaceError(
-                f"No {wanted} was found in any of the {report.frames} frames; expected a face of at least about "
-                "50 pixels, upright and unobstructed. Check the video."
-            )
-        if report.without_face:
-            logger.warning("Frames without a usable face were left untouched: %s", report.without_face)
+    ) -> Iterator[np.ndarray]:
+        """Yield the finished frames of one group of windows: from the journal, or generated and pasted.
 
-    def _encoded(self) -> tuple[int, int]:
-        """Faces that were encoded, and those that had been, since the cache was made."""
+        group: is emptied, so that each frame is freed as soon as it is finished.
+        """
+        first = report.frames
+        patches = None if journal is None else journal.patches(first, group)
+        faces = deque(generator.generate(list(group), audio) if patches is None else patches)
+        while group:
+            located, face = group.popleft(), faces.popleft()
+            if isinstance(face, Patch):
+                finished = face.put_into(located.frame)
+            else:
+                finished = generator.paste(located, face)
+                if journal is not None:
+                    journal.add(report.frames, located.frame, finished, located.matrix is not None)
+            if mask is not None:
+                finished = mask.apply(located.frame, finished, located.index)
+            report.add_frame(located.matrix is not None)
+            if not group:
+                self.runtime.host.preview(finished)
+                if journal is not None:
+                    journal.commit()
+            del located, face
+            yield finished
+            del finished
+            self.runtime.frame_finished()
+
+    def _write(
+        self, finished: Iterator[np.ndarray], writer: VideoWriter, collector: FrameCollector | None
+    ) -> None:
+        """Encode the frames in a background thread while the next ones are computed."""
+
+        def write(frame: np.ndarray) -> None:
+            with self.runtime.timed("write"):
+                writer.write(frame)
+
+        first = next(finished)  # the run's plan exists once its first frame does
+        with Drain(write, self.runtime.plan.encode_ahead) as drain:
+            for frame in chain([first], finished):
+                if collector is not None:
+                    collector.add(frame)
+                drain.put(frame)
+
+    def _audio_features(self, audio: AudioSource, source: FrameSource, options: SyncOptions) -> FeatureStream:
+        pad_to = _video_seconds(source) if options.length is Length.VIDEO else None
+        encode = partial(encode_audio_guarded, self.bundle, self.runtime)
+        return FeatureStream(encode, audio, parity=options.parity, pad_to=pad_to)
+
+    def _free_under_pressure(self, replay: LookBack, collector: FrameCollector | None) -> None:
+        """Register what can be freed when host memory is scarce."""
+        for buffer in (replay, *([] if collector is None else [collector])):
+            self.runtime.free_under_pressure(
+                "frames were moved to disk", partial(buffer.spill, SPILL_BYTES), cost=2
+            )
+        self.runtime.free_under_pressure("encoded faces were freed", self._latents.clear, cost=3)
+
+    def _latents_used(self) -> tuple[int, int]:
+        """Return how many faces were encoded, and how many were found encoded, since the cache was made."""
         return self._latents.misses, self._latents.hits + self._latents.reused
 
-    def _windows(self, group: list[LocatedFrame], heard: Iterator[torch.Tensor]) -> list[Window]:
-        """Put the sound to the frames."""
-        return [
-            Window(frames, torch.stack(list(islice(heard, len(frames)))))
-            for frames in grouped(group, self.bundle.config.num_frames)
-        ]
+    def _open_journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
+        video = (source.fps, source.width, source.height, source.frame_estimate)
+        numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
+        return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
 
-    def _hear(self, mels: torch.Tensor) -> torch.Tensor:
-        """The audio encoder's states of mels [b, 80, 3000], float32 on the CPU."""
-        encoder = self.bundle.audio_encoder
 
-        def states(some: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-            mel = torch.stack(some).to(self.runtime.device, weight_dtype(encoder))
-            with torch.inference_mode():
-                yield from encoder(mel).float().cpu()
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield consecutive lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+        del group  # so that it is not held while the next one is gathered
 
-        return starting_over(
-            lambda: torch.stack(list(self.runtime.batches(mels, states, stage="audio", modules=[encoder])))
+
+def _frame_count(features: FeatureStream, source: FrameSource, options: SyncOptions) -> int | None:
+    """Return the number of output frames; None if only the end of the video decides."""
+    if options.parity:
+        return features.published_frame_count(PARITY_FPS)
+    if options.length is Length.VIDEO:
+        return None
+    total = round(features.duration * source.fps)
+    if total < 1:
+        raise AudioError(
+            f"The audio lasts {float(features.duration):.4f} s, less than one frame at "
+            f"{float(source.fps):.3f} fps; give longer audio, or length=video."
         )
+    return total
 
-    def _detect(self, frames: np.ndarray) -> list[list[Face]]:
-        def faces(some: list[np.ndarray]) -> list[list[Face]]:
-            with torch.inference_mode():
-                return self.bundle.detector.detect(np.stack(some))
 
-        return list(
-            self.runtime.batches(frames, faces, stage="detect", task=Task.FACE_PROCESSING, size=len(frames))
+def _check_faces(locator: FaceLocator, options: SyncOptions, report: Report) -> None:
+    """Raise FaceError if no frame had a face; log the frames without one."""
+    if not locator.found:
+        wanted = "face" if options.face_index is None else f"face with index {options.face_index}"
+        raise FaceError(
+            f"No {wanted} was found in any of the {report.frames} frames; expected a face of at least about "
+            "50 pixels, upright and unobstructed. Check the video."
         )
-
-    def _frame_count(self, features: FeatureStream, source: FrameSource, options: SyncOptions) -> int | None:
-        """How many frames come out; None if only the end of the video tells."""
-        if options.parity:
-            return features.published_frame_count(PARITY_FPS)
-        if options.length is Length.VIDEO:
-            return None
-        total = round(features.duration * source.fps)
-        if total < 1:
-            raise AudioError(
-                f"The sound lasts {float(features.duration):.4f} s, less than one frame at "
-                f"{float(source.fps):.3f} fps; give a longer sound, or length=video."
-            )
-        return total
+    if report.without_face:
+        logger.warning("Frames without a usable face were left untouched: %s", report.without_face)
 
 
 def _video_seconds(source: FrameSource) -> Fraction | None:
@@ -307,12 +309,12 @@ def _video_seconds(source: FrameSource) -> Fraction | None:
 
 
 def _timed(items: Iterable[T], runtime: Runtime, stage: str) -> Iterator[T]:
-    """The same items; the time it takes to make them is the stage's."""
+    """Yield the same items, and add the time it takes to make them to the stage's seconds."""
     iterator = iter(items)
     while True:
-        with runtime.clock(stage):
+        with runtime.timed(stage):
             item = next(iterator, None)
         if item is None:
             return
         yield item
-        del item  # or one frame more would live while the next is made
+        del item  # so that it is not held while the next one is made

@@ -1,60 +1,63 @@
-"""What a run asks of the memory runtime, and what it can give up when memory runs out."""
+"""The memory runtime's view of a lip-sync run, and its OutOfMemory as an error for the user."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
-from ..memsafe import Failure, MemoryMode, OutOfMemory, Runtime, VideoShape, Workload, is_oom, shape_of
+from ..memsafe import (
+    Failure,
+    MemoryMode,
+    OutOfMemory,
+    Runtime,
+    VideoShape,
+    Workload,
+    is_oom,
+    shape_of,
+    steps_named,
+)
 from .config import SyncOptions
 from .errors import MemoryLimitError
-from .weights.loading import ModelBundle
+from .weights.loading import IMPORTANT_LAYERS, ModelBundle
 
-_NETWORKS = ("encode", "denoise", "decode", "audio")  # stages that a whole network takes part in
-_STAGES = {
-    "two_pass_guidance": ("denoise",),
-    "slicing": ("denoise",),
-    "vae_tiling": ("encode", "decode"),
-    "stream_weights": ("denoise",),
-    "frame_windows": ("denoise",),
-    "lower_resolution": ("encode", "denoise", "decode"),
-    "cpu": _NETWORKS,
-}
+_LARGE_FACE = 256  # pixels; the resolution of LatentSync 1.5
 
 
-@contextmanager
-def workload_of(
-    bundle: ModelBundle, runtime: Runtime, options: SyncOptions, side: int, video: VideoShape
-) -> Iterator[Workload]:
-    """The workload of syncing faces of `side` pixels in `video`; the networks are left as they came.
+def workload_for(
+    bundle: ModelBundle, runtime: Runtime, options: SyncOptions, resolution: int, video: VideoShape
+) -> Workload:
+    """Return the workload of generating faces of `resolution` pixels for `video`.
 
-    Its fallbacks are those that `WindowGenerator` obeys, as far as they gain anything here.
+    Its steps are those that FaceGenerator follows, as far as they gain anything in this run.
     """
-    with ExitStack() as undo:
-        vae: Any = bundle.vae
-        offered: dict[str, Any] = {"slicing": None, "frame_windows": None}
-        if options.guidance > 1:
-            offered["two_pass_guidance"] = None
-        if hasattr(vae, "enable_tiling"):
-            offered["vae_tiling"] = lambda: _tile(vae, side, runtime, undo)
-        if lower_resolution(side) < side:
-            offered["lower_resolution"] = None
-        yield Workload(
-            networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
-            shape=shape_of(bundle),
-            resolution=side,
-            video=video,
-            fallbacks=offered,
-            stages=_STAGES,
-            allowed=options.permissions,
-            advice=_advice(runtime, side),
-        )
+    steps = ["slicing", "offload", "stream_weights", "int8", "frame_windows", "lower_resolution", "cpu"]
+    if options.guidance > 1:
+        steps.append("two_pass_guidance")
+    if hasattr(bundle.vae, "enable_tiling"):
+        steps.append("vae_tiling")
+    conservative = runtime.optimizer.memory_mode is MemoryMode.CONSERVATIVE
+    return Workload(
+        networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
+        denoiser=bundle.unet,
+        keep_precise=IMPORTANT_LAYERS,
+        shape=shape_of(bundle),
+        resolution=resolution,
+        window_frames=bundle.config.num_frames,
+        video=video,
+        steps=steps_named(*steps),
+        allowed=options.permissions,
+        advice=[
+            *([] if conservative else ["memory mode conservative"]),
+            *(["the model 1.5, of 256 px"] if resolution > _LARGE_FACE else []),
+            "closing other programs",
+            "a shorter or smaller video",
+        ],
+    )
 
 
 @contextmanager
-def explaining_memory() -> Iterator[None]:
-    """Raise MemoryLimitError for memory that ran out inside, wherever that was."""
+def translate_oom() -> Iterator[None]:
+    """Raise MemoryLimitError for memory that ran out inside, in guarded calls or anywhere else."""
     told: tuple[str, bool] | None = None
     try:
         yield
@@ -66,37 +69,5 @@ def explaining_memory() -> Iterator[None]:
         failure = Failure.of(error)
         what = "close other programs, or give a smaller video"
         told = f"Memory ran out outside of the networks ({failure.text}); {what}.", failure.on_host
-    if told is not None:  # raised out here, for the error it comes from pins frames and tensors
+    if told is not None:  # raised here, since the error it comes from pins frames and tensors
         raise MemoryLimitError(*told)
-
-
-def lower_resolution(side: int) -> int:
-    """Half of a face's side, in the steps of 64 pixels that the networks take; at least 64."""
-    return max(side // 128 * 64, 64)
-
-
-def _advice(runtime: Runtime, side: int) -> list[str]:
-    """What a user can still change, the kindest first."""
-    return [
-        *(["memory mode conservative"] if runtime.plan.memory_mode is not MemoryMode.CONSERVATIVE else []),
-        *(["the model 1.5, of 256 px"] if side > 256 else []),
-        "closing other programs",
-        "a shorter or smaller video",
-    ]
-
-
-def _tile(vae: Any, side: int, runtime: Runtime, undo: ExitStack) -> bool:
-    """Have the VAE work in tiles, four or more, until `undo` is closed; False where the plan wants none."""
-    tile = min(runtime.plan.vae_tile, side // 2)
-    if not runtime.plan.vae_tiling or getattr(vae, "use_tiling", False):
-        runtime.relief.vae_tiling = False
-        return False
-    names = ("tile_sample_min_size", "tile_latent_min_size", "use_tiling")
-    for name in names:
-        if hasattr(vae, name):
-            undo.callback(setattr, vae, name, getattr(vae, name))
-    vae.enable_tiling()
-    if hasattr(vae, "tile_sample_min_size"):
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // factor
-    return True

@@ -1,25 +1,26 @@
-"""Memory runtime for torch pipelines: what device there is, how much at a time, and where modules live."""
+"""Memory runtime for torch pipelines: device, plan, guarded batches, and placement of modules."""
 
 from .attention.modes import AttentionMode, ModelAttention
 from .attention.region import KeyRegion
-from .batching.budget import Budget, Task
+from .batching.batch_sizer import BatchSizer
 from .batching.oom import Failure, is_oom
-from .batching.pressure import Pool
-from .batching.recovery import OutOfMemory, starting_over
+from .batching.recovery import OutOfMemory, restart_on_plan_change
 from .device.probe import DeviceInfo, probe
-from .guard import Workload
 from .host import Cancelled, Host, NullHost, Progress
 from .optimizer import AdaptiveMemoryOptimizer, integrate_adaptive_optimizer
 from .plan.memory_model import ModelShape, VideoShape, shape_of
-from .plan.memory_plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
-from .runtime import Runtime
+from .plan.memory_plan import MemoryMode, MemoryPlan, Tier, peak_of
+from .plan.plan_for import plan_for
+from .plan.steps import step_down, steps_named
+from .plan.task import Task
+from .runtime import Runtime, Workload
 from .storage.latent_cache import LatentCache, module_key
 from .weights.quantize import autocast, quantize_weights, weight_dtype
 
 __all__ = [
     "AdaptiveMemoryOptimizer",
     "AttentionMode",
-    "Budget",
+    "BatchSizer",
     "Cancelled",
     "DeviceInfo",
     "Failure",
@@ -32,7 +33,6 @@ __all__ = [
     "ModelShape",
     "NullHost",
     "OutOfMemory",
-    "Pool",
     "Progress",
     "Runtime",
     "Task",
@@ -47,7 +47,9 @@ __all__ = [
     "plan_for",
     "probe",
     "quantize_weights",
+    "restart_on_plan_change",
     "shape_of",
-    "starting_over",
+    "step_down",
+    "steps_named",
     "weight_dtype",
 ]

@@ -1,4 +1,4 @@
-"""The public face: look at the machine, plan for it, and set a pipeline up accordingly."""
+"""AdaptiveMemoryOptimizer: probe the device, plan a run, and size its batches. Every run of a Runtime uses one."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from .batching.budget import Budget, Task
+from .batching.batch_sizer import MARGIN, BatchSizer
 from .batching.history import default_history_path
-from .device.probe import GIB
+from .device.memory import FreeMemory, allocated_memory
+from .device.probe import GIB, DeviceInfo, probe
 from .plan.memory_model import ModelShape, VideoShape, shape_of
-from .plan.memory_plan import RESOLUTION, MemoryMode, MemoryPlan
-from .plan.request import PlanRequest
-from .runtime import Runtime
+from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES, MemoryMode, MemoryPlan, peak_of
+from .plan.plan_for import plan_for
+from .plan.task import Task
 
 logger = logging.getLogger(__name__)
 
-# Where measurements are kept; the default is read from the environment when it is needed, not at import.
-HistoryPlace = Path | None | Literal["default"]
+P = TypeVar("P")
+
+# File for measurements; the default is read from the environment when it is needed, not at import.
+HistoryFile = Path | None | Literal["default"]
 
 
 class AdaptiveMemoryOptimizer:
-    """A device's plan and its batch sizes, which get better with what is measured.
+    """A device, the plan for it, and batch sizes that improve with every measurement.
 
-    device: "cuda", "cuda:1", "mps", "cpu"; None: the best there is. memory_mode: conservative, balanced or
-    aggressive. vram_limit_gb: taken for the card's size. history: where measurements are kept for the next
-    run, the user's cache folder by default; None: nowhere. Raises ValueError for a device that torch cannot
-    use, an unknown mode or a limit that is no size.
+    device: "cuda", "cuda:1", "mps" or "cpu"; None: the best available. memory_mode: conservative, balanced or
+    aggressive. vram_limit_gb: replaces the card's size. dtype, offload: replace the plan's; None: the plan
+    decides. history: file that keeps measurements for the next run, by default in the user's cache folder;
+    None: nothing is kept. Raises ValueError for a device that torch cannot use, an unknown mode or a limit
+    that is no size.
     """
 
     def __init__(
@@ -40,30 +44,93 @@ class AdaptiveMemoryOptimizer:
         *,
         memory_mode: MemoryMode | str = MemoryMode.BALANCED,
         vram_limit_gb: float | None = None,
-        history: HistoryPlace = "default",
+        dtype: torch.dtype | None = None,
+        offload: bool | None = None,
+        history: HistoryFile = "default",
     ) -> None:
-        self._request = PlanRequest(device, MemoryMode(memory_mode), vram_limit_gb)
-        self.info = self._request.look()
+        self.device, self.memory_mode = device, MemoryMode(memory_mode)
+        self.vram_limit_gb, self.dtype, self.offload = vram_limit_gb, dtype, offload
         self._history = default_history_path() if history == "default" else history
-        self._said = ""
+        self._fixed: MemoryPlan | None = None
+        self._logged = ""
+        self.info: DeviceInfo
         self.plan: MemoryPlan
-        self.budget: Budget
-        self._decide(self._request, None, RESOLUTION, VideoShape())
+        self.free: FreeMemory
+        self.sizer: BatchSizer
+        self.prepare()
+
+    @classmethod
+    def fixed(
+        cls, plan: MemoryPlan, info: DeviceInfo, history: HistoryFile = None
+    ) -> AdaptiveMemoryOptimizer:
+        """Return an optimizer that keeps `plan`, and does not probe the device again."""
+        optimizer = cls.__new__(cls)
+        optimizer.device, optimizer.memory_mode = plan.device, plan.memory_mode
+        optimizer.vram_limit_gb = None if info.limit is None else info.limit / GIB
+        optimizer.dtype, optimizer.offload = plan.dtype, plan.offload
+        optimizer._history = default_history_path() if history == "default" else history
+        optimizer._fixed, optimizer._logged, optimizer.info = plan, "", info
+        optimizer.prepare()
+        return optimizer
+
+    def prepare(
+        self,
+        model: ModelShape | None = None,
+        resolution: int = DEFAULT_RESOLUTION,
+        video: VideoShape = VideoShape(),  # noqa: B008 - frozen
+        *,
+        window_frames: int = WINDOW_FRAMES,
+        kernels: str = "",
+    ) -> MemoryPlan:
+        """Probe the device, and make `plan` and `sizer` for one run.
+
+        resolution: pixels, width of the generated face. window_frames: frames the denoiser takes together.
+        kernels: further text that decides an item's cost, such as "standard attention".
+        """
+        if self._fixed is None:
+            info = probe(self.device)
+            self.info = info if self.vram_limit_gb is None else info.limited_to(self.vram_limit_gb)
+            plan = plan_for(
+                self.info,
+                model,
+                resolution,
+                video,
+                self.memory_mode,
+                dtype=self.dtype,
+                offload=self.offload,
+            )
+        else:
+            plan = self._fixed
+        self.plan = replace(
+            plan, resolution=resolution, face_resolution=resolution, window_frames=window_frames
+        )
+        self.free = FreeMemory(self.info)
+        self.sizer = BatchSizer(
+            self.info,
+            self.plan,
+            model,
+            video,
+            history=self._history,
+            kernels=kernels,
+            free=self.free,
+            growth=self._growth(model),
+        )
+        return self.plan
 
     def get_optimal_batch_size(self, task: Task | str) -> int:
-        """Most items of `task` that fit in what is free at this moment; at least 1.
+        """Return the most items of `task` that fit in what is free at this moment; at least 1.
 
-        `task`: face_processing, vae_encode, vae_decode, unet_inference or frames; ValueError for others.
+        task: face_processing, vae_encode, vae_decode, unet_inference or frames; raises ValueError for others.
         """
-        return self.budget.get_optimal_batch_size(task)
+        return self.sizer.get(task)
 
     def observe(self, task: Task | str, batch: int, peak_bytes: int | None) -> None:
-        """Learn what a batch needed above what lay on the device before it (see `Budget.observe`)."""
-        self.budget.observe(task, batch, peak_bytes)
+        """Record that a batch fitted and needed `peak_bytes` above what was allocated before it."""
+        self.sizer.succeeded(task, batch, peak_bytes)
 
     def save(self) -> None:
-        """Keep what was measured for the next run."""
-        self.budget.save()
+        """Write new measurements to the history."""
+        self.sizer.save()
 
     def configure(
         self,
@@ -71,115 +138,82 @@ class AdaptiveMemoryOptimizer:
         video_length: int | None = None,
         resolution: tuple[int, int] | None = None,
     ) -> MemoryPlan:
-        """Plan for `pipeline`, set it up by the plan, and return the plan.
+        """Plan for `pipeline`, make this its runtime's optimizer, and return the plan.
 
-        video_length: frames; resolution: (height, width) of a frame, pixels. A pipeline with a `runtime` gets
-        one with this plan, which plans every run anew, and keeps its host, its attention mode, and what dtype
-        and offload were asked of `Runtime.auto`; its networks are read from its `bundle`. Of a pipeline in the
-        manner of diffusers, which has its networks as attributes, those of its own memory savers that the plan
-        asks for are switched on; they stay on. Raises ValueError for anything else.
+        video_length: frames. resolution: (height, width) of a frame in pixels. What was asked of the
+        pipeline's runtime before (dtype, offload) is kept. Raises ValueError for a pipeline without a runtime.
         """
+        runtime = getattr(pipeline, "runtime", None)
+        if not hasattr(runtime, "optimizer"):
+            raise ValueError(f"{type(pipeline).__name__} has no runtime; expected a LipSyncPipeline.")
         video = _video(video_length, resolution)
-        networks = getattr(pipeline, "bundle", pipeline)
-        ours = hasattr(pipeline, "runtime")
-        if not ours and not any(callable(getattr(pipeline, name, None)) for name in _SAVERS):
-            raise ValueError(
-                f"{type(pipeline).__name__} has neither a runtime nor a memory saver such as "
-                "enable_attention_slicing; expected a LipSyncPipeline or a diffusers pipeline."
-            )
-        config = getattr(networks, "config", None)
-        side = getattr(config, "resolution", None) or (max(resolution) if resolution else RESOLUTION)
-        request = replace(self._request, dtype=_dtype(networks))
-        before: Runtime | None = pipeline.runtime if ours else None
-        if before is not None:
-            request = _asked(before, request)
-        self._decide(request, shape_of(networks), side, video)
-        if before is not None:
-            pipeline.runtime = Runtime(
-                self.plan,
-                self.info,
-                before.host,
-                history=self._history,
-                attention_mode=before.attention_mode,
-                key_weight=before.key_weight,
-                request=request,
-            )
-        else:
-            self._switch_on(pipeline)
-        self._say(type(pipeline).__name__)
+        before: AdaptiveMemoryOptimizer = runtime.optimizer
+        asked = before if before._fixed is None else None
+        # Weights in float32 are no request: a GPU multiplies them in half precision unless it was asked not to.
+        weights = _dtype(pipeline.bundle)
+        half = weights if weights is not None and weights.itemsize == 2 else None
+        self.dtype = (None if asked is None else asked.dtype) or self.dtype or half
+        self.offload = asked.offload if asked is not None and self.offload is None else self.offload
+        config = getattr(pipeline.bundle, "config", None)
+        self.prepare(
+            shape_of(pipeline.bundle),
+            getattr(config, "resolution", None) or DEFAULT_RESOLUTION,
+            video,
+            window_frames=getattr(config, "num_frames", None) or WINDOW_FRAMES,
+        )
+        runtime.optimizer = self
+        self._log(type(pipeline).__name__)
         return self.plan
 
-    def _decide(
-        self, request: PlanRequest, shape: ModelShape | None, resolution: int, video: VideoShape
-    ) -> None:
-        """Choose plan and budget."""
-        self.plan = request.plan(self.info, shape, resolution, video)
-        self.budget = Budget(
-            self.info, shape, resolution, self.plan.dtype, self._history, plan=self.plan, video=video
-        )
+    def _growth(self, model: ModelShape | None) -> Callable[[], int] | None:
+        """Let batches grow as long as the run stays within the plan's estimated peak."""
+        plan, device = self.plan, self.plan.device
+        if model is None or allocated_memory(device) is None:
+            return None
+        most = int(MARGIN * peak_of(plan, model))
+        return lambda: most - (allocated_memory(device) or 0)
 
-    def _switch_on(self, pipeline: Any) -> None:
-        plan, vae = self.plan, getattr(pipeline, "vae", None)
-        if plan.attention_slices > 1:
-            _try(getattr(pipeline, "enable_attention_slicing", None))
-        if plan.vae_batch == 1:
-            # Newer diffusers have moved both to the VAE and warn of the pipeline's.
-            _try(getattr(vae, "enable_slicing", None) or getattr(pipeline, "enable_vae_slicing", None))
-        if plan.vae_tiling:
-            _try(getattr(vae, "enable_tiling", None) or getattr(pipeline, "enable_vae_tiling", None))
-        if plan.stream_weights:
-            _try(getattr(pipeline, "enable_sequential_cpu_offload", None), device=plan.device)
-        elif plan.offload:
-            _try(getattr(pipeline, "enable_model_cpu_offload", None), device=plan.device)
-
-    def _say(self, name: str) -> None:
+    def _log(self, name: str) -> None:
         plan = self.plan
-        said = (
+        text = (
             f"{plan.tier.value} plan, {plan.memory_mode.value}, for {name} on {self.info.name} "
             f"({self.info.total_memory / GIB:.1f} GiB): {plan.as_dict()}"
         )
-        if said != self._said:
-            self._said = said
-            logger.info("%s", said)
-
-
-_SAVERS = (
-    "enable_attention_slicing",
-    "enable_vae_slicing",
-    "enable_vae_tiling",
-    "enable_model_cpu_offload",
-    "enable_sequential_cpu_offload",
-)
+        if text != self._logged:
+            self._logged = text
+            logger.info("%s", text)
 
 
 def integrate_adaptive_optimizer(
-    pipeline: Any,
+    pipeline: P,
     video_length: int | None = None,
     resolution: tuple[int, int] | None = None,
     *,
     device: str | torch.device | None = None,
     memory_mode: MemoryMode | str | None = None,
     vram_limit_gb: float | None = None,
-    history: HistoryPlace = "default",
-) -> AdaptiveMemoryOptimizer:
-    """Set `pipeline` up for this machine and return what did it, for its batch sizes.
+    history: HistoryFile = "default",
+) -> P:
+    """Plan `pipeline`'s runs with an AdaptiveMemoryOptimizer and return the pipeline, with it as `.optimizer`.
 
-    video_length: frames; resolution: (height, width) of a frame, pixels; the rest as for
-    `AdaptiveMemoryOptimizer`, of which see `configure`. device None: that of the pipeline's runtime, and with
-    vram_limit_gb None its limit, if it has one. memory_mode None: the runtime's, or balanced.
+    video_length: frames. resolution: (height, width) of a frame in pixels. The rest as for
+    `AdaptiveMemoryOptimizer`; device, memory_mode, vram_limit_gb None: those of the pipeline's runtime.
+    Raises ValueError for a pipeline without a runtime.
     """
-    runtime = getattr(pipeline, "runtime", None)
-    if device is None and runtime is not None:
-        device = runtime.device
-        limit = runtime.info.limit
-        vram_limit_gb = limit / GIB if vram_limit_gb is None and limit is not None else vram_limit_gb
-    if memory_mode is None:
-        memory_mode = runtime.plan.memory_mode if runtime is not None else MemoryMode.BALANCED
+    runtime: Any = getattr(pipeline, "runtime", None)
+    if runtime is not None:
+        before: AdaptiveMemoryOptimizer = runtime.optimizer
+        device = before.info.device if device is None else device
+        memory_mode = before.memory_mode if memory_mode is None else memory_mode
+        vram_limit_gb = before.vram_limit_gb if vram_limit_gb is None else vram_limit_gb
     optimizer = AdaptiveMemoryOptimizer(
-        device, memory_mode=memory_mode, vram_limit_gb=vram_limit_gb, history=history
+        device,
+        memory_mode=MemoryMode.BALANCED if memory_mode is None else memory_mode,
+        vram_limit_gb=vram_limit_gb,
+        history=history,
     )
     optimizer.configure(pipeline, video_length, resolution)
-    return optimizer
+    return pipeline
 
 
 def _video(frames: int | None, resolution: tuple[int, int] | None) -> VideoShape:
@@ -194,25 +228,7 @@ def _video(frames: int | None, resolution: tuple[int, int] | None) -> VideoShape
 
 
 def _dtype(networks: Any) -> torch.dtype | None:
-    """What the denoiser's weights are in; None if it has none."""
+    """Return the dtype of the denoiser's weights; None if there is no denoiser."""
     unet = getattr(networks, "unet", None)
     parameters = unet.parameters() if isinstance(unet, nn.Module) else iter(())
     return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
-
-
-def _asked(runtime: Runtime, request: PlanRequest) -> PlanRequest:
-    """`request`, which has the dtype of the weights, with what was asked of the runtime besides."""
-    # Weights in float32 are no wish: a card multiplies them in half precision, unless it was asked not to.
-    half = request.dtype if request.dtype is not None and request.dtype.itemsize == 2 else None
-    asked = runtime.request or PlanRequest()
-    return replace(request, dtype=asked.dtype or half, offload=asked.offload)
-
-
-def _try(switch_on: Callable[..., object] | None, **arguments: object) -> None:
-    """Switch something of a foreign pipeline on, if it has it; a saver that it refuses is no reason to stop."""
-    if switch_on is None:
-        return
-    try:
-        switch_on(**arguments)
-    except (ImportError, NotImplementedError, ValueError) as error:
-        logger.warning("%s was not switched on: %s", getattr(switch_on, "__name__", switch_on), error)

@@ -1,13 +1,13 @@
-"""The one object a pipeline gets: the plan, the device, the host, the clock, and guarded calls of the networks."""
+"""Runtime: the one memory object of a pipeline. Plan, device, host, times, and guarded calls of the networks."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,17 +15,26 @@ import torch
 from torch import nn
 
 from .attention.modes import AttentionMode
-from .batching.budget import Task
-from .batching.history import default_history_path
-from .batching.ladder import Action, Relief
-from .batching.pressure import PressureWatch
-from .device.probe import DeviceInfo, empty_cache, peak_host_memory, reset_peak_device_memory, synchronize
-from .guard import Guard, Workload
+from .batching.batches import Placement, run_batched
+from .batching.pressure import MemoryKind, PressureMonitor, monitor_for
+from .batching.recovery import ADVICE, Recovery
+from .device.memory import (
+    allocated_memory,
+    empty_cache,
+    peak_device_memory,
+    peak_host_memory,
+    reset_peak_device_memory,
+    synchronize,
+)
+from .device.probe import DeviceInfo
 from .host import Cancelled, Host, NullHost, Progress
-from .plan.memory_plan import SLICES, MemoryMode, MemoryPlan
-from .plan.request import PlanRequest
+from .optimizer import AdaptiveMemoryOptimizer
+from .plan.memory_model import ModelShape, VideoShape
+from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES, MemoryMode, MemoryPlan
+from .plan.steps import Step, steps_named
+from .plan.task import Task
 from .weights.placement import Residency
-from .weights.quantize import in_float32
+from .weights.quantize import in_float32, in_int8
 from .weights.transfers import Transfers
 
 logger = logging.getLogger(__name__)
@@ -34,13 +43,30 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Runtime:
-    """Decides where modules live while they are used and how much is computed at a time, and speaks to the host.
+@dataclass(frozen=True)
+class Workload:
+    """One run as far as its memory is concerned."""
 
-    history: file that keeps measured batches for the next run; None: nothing is kept. attention_mode: by which
-    kernels the denoiser's attentions run. key_weight: how often the keys in the model's region of interest count;
-    1 is the trained model, None the mode's default. request: by which every run is planned anew; None: all keep
-    this plan. Raises ValueError for an unknown mode.
+    networks: Sequence[nn.Module] = ()  # whose weights may leave the device
+    denoiser: nn.Module | None = None  # the network that `int8` stores in 8 bits
+    keep_precise: Sequence[str] = ()  # patterns of its layers that stay as they are
+    shape: ModelShape | None = None  # None: the model's memory is unknown
+    resolution: int = DEFAULT_RESOLUTION  # pixels, width of the generated face
+    window_frames: int = WINDOW_FRAMES  # frames the denoiser takes together
+    video: VideoShape = field(default_factory=VideoShape)
+    # Steps down for a single item that does not fit. Those of the placement need no help of the pipeline.
+    steps: Sequence[Step] = steps_named("offload", "stream_weights", "cpu")
+    allowed: Collection[str] = ()  # permissions for steps that need one
+    advice: Sequence[str] = ADVICE  # two options to name when nothing helped
+
+
+class Runtime:
+    """Decides where modules are while they are used and how much is computed per call, and reports to the host.
+
+    plan, info: of a device; every run keeps this plan, unless `optimizer` makes a new one for each. history:
+    file that keeps measured batches for the next run; None: nothing is kept. attention_mode: kernels of the
+    denoiser's attentions. key_weight: how often the keys in the model's region of interest count; 1 is the
+    trained model, None the mode's default. Raises ValueError for an unknown mode.
     """
 
     def __init__(
@@ -52,22 +78,16 @@ class Runtime:
         history: Path | None = None,
         attention_mode: AttentionMode | str = AttentionMode.FLASH,
         key_weight: float | None = None,
-        request: PlanRequest | None = None,
+        optimizer: AdaptiveMemoryOptimizer | None = None,
     ) -> None:
-        self.plan = plan
-        self.info = info
+        self.optimizer = (
+            AdaptiveMemoryOptimizer.fixed(plan, info, history) if optimizer is None else optimizer
+        )
         self.host: Host = host if host is not None else NullHost()
         self.seconds: dict[str, float] = defaultdict(float)  # per stage, of the current run
         self.attention_mode = AttentionMode(attention_mode)
         self.key_weight = self.attention_mode.default_weight if key_weight is None else key_weight
-        self._history = history
-        self.request = request
-        self._residency = _residency(plan, info, self.host)
-        self._undo = ExitStack()  # of what a fallback has changed for the current run
-        self._finished = 0  # frames of the current run
-        self._reported: tuple[int, int | None] = (0, None)  # frames done, in all
-        self._guard = self._new_guard(Workload(), history=None)
-        self._started = time.monotonic()
+        self._begin(Workload())
 
     @classmethod
     def auto(
@@ -82,147 +102,125 @@ class Runtime:
         attention_mode: AttentionMode | str = AttentionMode.FLASH,
         key_weight: float | None = None,
     ) -> Runtime:
-        """A runtime for `device`, or the best there is; `vram_limit_gb` is taken for the card's size.
+        """Return a runtime for `device`, or for the best available; `vram_limit_gb` replaces the card's size.
 
-        The plan is made anew for every run, from its networks and what is free then. `dtype` and, on a GPU with
-        memory of its own, `offload` replace the plan's; the rest as for a Runtime. Raises ValueError for an
-        unusable device, a limit that is no size, or an unknown mode.
+        Every run is planned anew, from its networks and what is free then. `dtype` and, on a GPU with memory
+        of its own, `offload` replace the plan's; the rest as for a Runtime. Raises ValueError for an unusable
+        device, a limit that is no size, or an unknown mode.
         """
-        request = PlanRequest(device, memory_mode, vram_limit_gb, dtype, offload)
-        info = request.look()
-        if info.kind == "cpu" and dtype is torch.float16:
+        optimizer = AdaptiveMemoryOptimizer(
+            device, memory_mode=memory_mode, vram_limit_gb=vram_limit_gb, dtype=dtype, offload=offload
+        )
+        if optimizer.info.kind == "cpu" and dtype is torch.float16:
             logger.warning(
                 "float16 was asked for on a CPU, which computes it many times slower than float32."
             )
         return cls(
-            request.plan(info),
-            info,
+            optimizer.plan,
+            optimizer.info,
             host,
-            history=default_history_path(),
             attention_mode=attention_mode,
             key_weight=key_weight,
-            request=request,
+            optimizer=optimizer,
         )
 
     @property
+    def info(self) -> DeviceInfo:
+        """The device as it was probed for the current run."""
+        return self.optimizer.info
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The plan in force; steps down replace it until the run ends."""
+        return self._recovery.plan
+
+    @property
     def device(self) -> torch.device:
-        """Where the networks compute."""
+        """Device on which the networks compute."""
         return self.plan.device
 
     @property
     def home(self) -> torch.device:
-        """Where weights are best loaded to: the device, unless they leave it between uses."""
+        """Device to load weights to: the host if they are offloaded between uses."""
         return torch.device("cpu") if self.plan.offload or self.plan.stream_weights else self.device
 
     @property
-    def relief(self) -> Relief:
-        """The fallbacks in force, to be obeyed at every call."""
-        return self._guard.recovery.relief
-
-    @property
-    def guidance_passes(self) -> int:
-        """1: both guidance halves in one batch; 2: one after the other."""
-        return 2 if self.relief.two_pass_guidance else self.plan.guidance_passes
-
-    @property
-    def attention_slices(self) -> int:
-        """Parts in which attention is computed one after the other."""
-        return max(self.plan.attention_slices, SLICES if self.relief.slicing else 1)
-
-    @property
-    def feed_forward_slices(self) -> int:
-        """Parts in which feed-forward layers are."""
-        return max(self.plan.feed_forward_slices, SLICES if self.relief.slicing else 1)
-
-    @property
-    def pressure(self) -> PressureWatch:
-        """The current run's watch on free memory, to which measures may be added."""
-        return self._guard.pressure
-
-    @property
     def retries(self) -> list[dict[str, Any]]:
-        """What was done in the current run because memory ran out, as plain values."""
-        return self._guard.recovery.report()
+        """Reactions of the current run to memory that ran out, as plain values."""
+        return self._recovery.report()
 
     @contextmanager
-    def run(self, workload: Workload = Workload()) -> Iterator[None]:  # noqa: B008 - frozen
-        """One run: clock, stage times, peaks and fallbacks start anew; what was measured is kept on leaving."""
-        if self.request is not None:
-            self.info = self.request.look()
-            self.plan = self.request.plan(self.info, workload.shape, workload.resolution, workload.video)
-        planned = self.plan
-        self._residency = _residency(planned, self.info, self.host)
-        if planned.offload:
-            self._residency.evict(workload.networks)  # they came, or stayed, under another plan
-        self._finished = 0
-        self.seconds.clear()
-        self._started = time.monotonic()
-        self._guard = self._new_guard(workload, self._history)
+    def run(self, workload: Workload = Workload()) -> Iterator[None]:
+        """Plan and run one workload; times, peaks and steps start anew, and measurements are saved on leaving."""
+        kernels = (
+            "" if self.attention_mode is AttentionMode.FLASH else f"{self.attention_mode.value} attention"
+        )
+        self.optimizer.prepare(
+            workload.shape,
+            workload.resolution,
+            workload.video,
+            window_frames=workload.window_frames,
+            kernels=kernels,
+        )
+        self._begin(workload)
+        if self.plan.offload:
+            self._modules.evict(workload.networks)  # a run under another plan may have left them there
         reset_peak_device_memory(self.device)
+        device = self.device
         try:
-            with ExitStack() as self._undo:
+            with self._undo:
                 yield
         finally:
-            self._guard.budget.save()
-            self.plan = planned  # a fallback may have changed it
-            empty_cache(self.device)
+            self.optimizer.save()
+            self._recovery.plan = self.optimizer.plan
+            empty_cache(device)
 
-    def batches(
+    def run_batched(
         self,
+        fn: Callable[[list[T]], Iterable[R]],
         items: Iterable[T],
-        call: Callable[[list[T]], Iterable[R]],
         *,
-        stage: str,
-        modules: Iterable[nn.Module] = (),
+        task: Task,
+        network: nn.Module | None = None,
         streamable: bool = False,
-        task: Task | None = None,
-        size: int = 1,
-    ) -> Generator[R, None, None]:
-        """Yield a result for every item, in order, from `call` on as many at a time as fit (see `run_batches`).
+        most: int | None = None,
+    ) -> list[R]:
+        """Return a result for every item, in order, from `fn` on as many at a time as fit.
 
-        stage: the name under which it is timed and remembered. modules: on the device from the first batch to
-        the last; streamable: they work through their blocks, whose weights may come one after the other. task:
-        whose budget says how many fit, at most `size`; None: always `size`.
+        task: decides the batch size, and names the stage in times and reports. network: is on the device from
+        the first batch to the last; streamable: its weights may come block by block. most: items per call at
+        most; None: as many as the task's plan says. See `batching.batches.run_batched`.
         """
-        modules = tuple(modules)
-        with ExitStack() as resident:
+        items = items if isinstance(items, Sequence) else list(items)
+        with _OnDevice(self, task, network, streamable) as placement:
+            return list(
+                run_batched(
+                    fn,
+                    items,
+                    task=task,
+                    recovery=self._recovery,
+                    most=max(len(items), 1) if most is None else most,
+                    placement=placement,
+                )
+            )
 
-            @contextmanager
-            def inside() -> Iterator[None]:
-                try:
-                    with self.stage(stage):
-                        # Entered here, so that weights that do not fit are a batch that does not.
-                        resident.enter_context(self._residency.on_device(modules, streamable=streamable))
-                        yield
-                except BaseException:
-                    resident.close()
-                    raise
-
-            def incoming() -> int:
-                return self._residency.incoming(modules, streamable=streamable)
-
-            yield from self._guard.batches(items, call, inside, incoming, stage=stage, task=task, size=size)
+    def guarded(self, fn: Callable[[], R], *, task: Task, network: nn.Module | None = None) -> R:
+        """Return `fn()`, repeated in a smaller way when memory runs out in it."""
+        [result] = self.run_batched(lambda _: [fn()], [None], task=task, network=network, most=1)
+        return result
 
     @contextmanager
-    def stage(self, name: str, *modules: nn.Module) -> Iterator[None]:
-        """Time a stage, with `modules` on the device; the plan says whether they leave it afterwards.
-
-        The device's queue is emptied before the clock stops, so the time is what the stage took and not what
-        it took to queue. A stage inside another one counts in both.
-        """
-        self.check_interrupted()
-        with self.clock(name), self._residency.on_device(modules):
-            yield
-            synchronize(self.device)
-
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Time a part of a stage in which the device does nothing; for any thread."""
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to the stage's seconds. Thread-safe."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[stage] += time.perf_counter() - start
+
+    def free_under_pressure(self, name: str, act: Callable[[], object], *, cost: float) -> None:
+        """Register an action that frees host memory when it is scarce (see `PressureMonitor.add`)."""
+        self._pressure.add(name, act, cost=cost, kind=MemoryKind.HOST)
 
     def frame_finished(self) -> None:
         """Count a frame; after as many as the plan says, torch's cache of freed blocks is emptied."""
@@ -231,26 +229,26 @@ class Runtime:
             empty_cache(self.device)
 
     def frames_at_once(self, window: int) -> int:
-        """Frames gathered for the networks: whole windows of `window` frames, as many as the plan has in flight."""
-        affordable = self._guard.budget.get_optimal_batch_size(Task.FRAMES)
+        """Return the frames to gather for the networks: whole windows of `window` frames, as the plan allows."""
+        affordable = self.optimizer.get_optimal_batch_size(Task.FRAMES)
         return max(min(self.plan.frames_in_flight, affordable) // window, 1) * window
 
     def check_interrupted(self) -> None:
-        """Raise Cancelled if the host wants to stop."""
+        """Raise Cancelled if the host asks to stop."""
         if self.host.interrupted():
             raise Cancelled
 
     def report_progress(self, stage: str, done: int, total: int | None) -> None:
-        """Tell the host how far the run has come, in frames."""
+        """Report finished frames to the host."""
         self._reported = done, total
-        self._tell(stage, done, total)
+        self._report(stage, done, total)
 
-    def report_under_way(self, stage: str, frames: float) -> None:
-        """Tell the host that work on frames which are not done yet amounts to so many of them."""
+    def report_partial_progress(self, stage: str, frames: float) -> None:
+        """Report work on unfinished frames that amounts to `frames` finished ones."""
         done, total = self._reported
-        self._tell(stage, done + frames, total)
+        self._report(stage, done + frames, total)
 
-    def _tell(self, stage: str, done: float, total: int | None) -> None:
+    def _report(self, stage: str, done: float, total: int | None) -> None:
         seconds = self.elapsed
         eta = seconds / done * (total - done) if done and total is not None else None
         self.host.progress(Progress(stage, done, total, seconds, eta))
@@ -261,49 +259,107 @@ class Runtime:
         return time.monotonic() - self._started
 
     def peak_memory(self) -> dict[str, int | None]:
-        """Most bytes held: `ram` by the process so far, `vram` by torch in this run (None without a GPU)."""
-        return {"ram": peak_host_memory(), "vram": self._guard.peak_memory()}
+        """Return the peaks in bytes: `ram` of the process so far, `vram` of torch in this run (None without a GPU)."""
+        return {"ram": peak_host_memory(), "vram": self.peak_vram()}
 
-    def _new_guard(self, workload: Workload, history: Path | None) -> Guard:
-        plan = self.plan
-        relief = Relief(
-            two_pass_guidance=plan.guidance_passes == 2,
-            slicing=plan.attention_slices > 1 and plan.feed_forward_slices > 1,
-            offload=plan.offload,
-            stream_weights=plan.stream_weights,
+    def peak_vram(self) -> int | None:
+        """Return the most bytes torch allocated on the device during the run; None where it does not count."""
+        peak = peak_device_memory(self.device)
+        return None if peak is None else max(peak, self._peak)
+
+    def count_peak(self) -> int | None:
+        """Restart torch's count of the peak; returns the bytes allocated now, None where torch does not count."""
+        held = allocated_memory(self.device)
+        if held is not None:
+            self._peak = self.peak_vram() or 0
+            reset_peak_device_memory(self.device)
+        return held
+
+    def _begin(self, workload: Workload) -> None:
+        """Reset everything that belongs to one run."""
+        plan, info = self.optimizer.plan, self.optimizer.info
+        self._workload = workload
+        self._modules = self._placement(plan)
+        self._pressure: PressureMonitor = monitor_for(info, plan, self.optimizer.free)
+        self._recovery = Recovery(
+            plan,
+            self.optimizer.sizer,
+            allowed=workload.allowed,
+            steps=workload.steps,
+            free=lambda: empty_cache(self.device),
+            apply=self._apply,
+            pressure=self._pressure,
+            advice=workload.advice,
         )
-        fallbacks = {"single_frame": None, **workload.fallbacks, **self._own_fallbacks(workload)}
-        mode = self.attention_mode
-        kernels = "" if mode is AttentionMode.FLASH else f"{mode.value} attention"
-        return Guard(self.info, plan, replace(workload, fallbacks=fallbacks), relief, history, kernels)
+        self._undo = ExitStack()  # of changes that steps made to the networks
+        self._finished = 0  # frames
+        self._reported: tuple[int, int | None] = (0, None)  # frames done, and in all
+        self._peak = 0  # bytes on the device, before torch's count was last reset
+        self.seconds.clear()
+        self._started = time.monotonic()
 
-    def _own_fallbacks(self, workload: Workload) -> Mapping[str, Action | None]:
-        """What a runtime can give up by itself: the place of the weights, and at last the device."""
-        if self.device.type == "cpu":
-            return {}
+    def _apply(self, old: MemoryPlan, new: MemoryPlan) -> None:
+        """Move the networks to where a new plan needs them."""
+        networks, denoiser = self._workload.networks, self._workload.denoiser
+        if new.device != old.device:
+            for network in networks:
+                self._undo.enter_context(in_float32(network, new.device))
+            self._modules = Residency(new.device, offload=False, reserve=self.host.reserve)
+            return
+        self._modules.offload, self._modules.stream_weights = new.offload, new.stream_weights
+        if new.offload and not old.offload:
+            self._modules.evict(networks)
+        if new.int8 and not old.int8 and denoiser is not None:
+            self._undo.enter_context(in_int8(denoiser, self._workload.keep_precise))
 
-        def offload() -> bool:
-            self._residency.offload = True
-            return self._residency.evict(workload.networks)
-
-        def stream_weights() -> None:
-            self._residency.stream_weights = True
-
-        def cpu() -> bool:
-            self.plan = replace(self.plan, device=torch.device("cpu"), dtype=torch.float32)
-            self._residency = Residency(self.device, offload=False, reserve=self.host.reserve)
-            for network in workload.networks:
-                self._undo.enter_context(in_float32(network, self.device))
-            return True
-
-        # An Apple GPU's memory is main memory, so there is none to leave; but a CPU takes larger tensors.
-        places = {} if self.device.type == "mps" else {"offload": offload, "stream_weights": stream_weights}
-        return {**places, "cpu": cpu}
+    def _placement(self, plan: MemoryPlan) -> Residency:
+        # Weights that leave the device are page-locked as far as host memory allows, so that they return while
+        # the device computes: together with the frames, at most half of it, and at least a quarter alone.
+        available = self.optimizer.info.ram_available
+        pin_limit = max(available // 2 - plan.ram_budget, available // 4)
+        transfers = Transfers(plan.device, pin_limit)
+        return Residency(plan.device, plan.offload, plan.stream_weights, transfers, self.host.reserve)
 
 
-def _residency(plan: MemoryPlan, info: DeviceInfo, host: Host) -> Residency:
-    # What leaves the device is page-locked as far as main memory allows, so that it comes back while the device
-    # works: with the frames, which take at most half of it, up to half, and at least a quarter by itself.
-    pin_limit = max(info.ram_available // 2 - plan.ram_budget, info.ram_available // 4)
-    transfers = Transfers(plan.device, pin_limit)
-    return Residency(plan.device, plan.offload, plan.stream_weights, transfers, host.reserve)
+class _OnDevice(Placement):
+    """Surroundings of guarded calls: the network on the device, the stage's time, the batch's peak memory.
+
+    A context manager. The network stays on the device from the first call to the end, or to a failure.
+    """
+
+    def __init__(self, runtime: Runtime, task: Task, network: nn.Module | None, streamable: bool) -> None:
+        self._runtime, self._stage, self._streamable = runtime, task.stage, streamable
+        self._modules = () if network is None else (network,)
+        self._resident = ExitStack()
+
+    def incoming(self) -> int:
+        if not self._modules:
+            return 0
+        return self._runtime._modules.incoming(self._modules, streamable=self._streamable)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        runtime = self._runtime
+        runtime.check_interrupted()
+        start = time.perf_counter()
+        try:
+            if self._modules:  # entered here, so that weights that do not fit are a batch that does not
+                self._resident.enter_context(
+                    runtime._modules.on_device(self._modules, streamable=self._streamable)
+                )
+            before = runtime.count_peak()
+            yield
+            synchronize(runtime.device)  # so that the time is the computation's, not the queueing's
+            if before is not None:
+                self.peak = (peak_device_memory(runtime.device) or 0) - before
+        except BaseException:
+            self._resident.close()
+            raise
+        finally:
+            runtime.seconds[self._stage] += time.perf_counter() - start
+
+    def __enter__(self) -> _OnDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resident.close()

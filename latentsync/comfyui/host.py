@@ -17,7 +17,7 @@ from server import PromptServer
 from torch import nn
 
 from ...memsafe import Cancelled, Progress, Runtime, probe
-from ...memsafe.device.probe import available_memory, available_ram
+from ...memsafe.device.memory import available_memory, available_ram
 from ..errors import LatentSyncError, MemoryLimitError
 from ..report import Report
 from .models import SyncModel, compute_device

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...memsafe import LatentCache, MemoryPlan, ModelShape, peak_of, plan_for, probe, weight_dtype
-from ...memsafe.batching.budget import MARGIN
+from ...memsafe.batching.batch_sizer import MARGIN
 from ..errors import CheckpointError
 from ..faces import load_detector
 from ..pipeline import LATENT_CACHE_BYTES

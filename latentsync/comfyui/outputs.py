@@ -13,7 +13,8 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ...memsafe.device.probe import GIB, available_ram
+from ...memsafe.device.memory import available_ram
+from ...memsafe.device.probe import GIB
 from ..audio import open_audio
 from ..errors import InputError
 from ..video import FrameSource

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from comfy_api.latest import Input, InputImpl, Types
 
-from ...memsafe.device.probe import GIB, available_ram
+from ...memsafe.device.memory import available_ram
+from ...memsafe.device.probe import GIB
 from ..audio.resample import to_float
 from ..audio.source import ArrayAudio
 from ..errors import AudioError, OutputError, VideoError

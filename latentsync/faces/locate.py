@@ -1,91 +1,89 @@
-"""From frames to frames with a face matrix: detect in batches, follow one person, smooth, align."""
+"""FaceLocator: detect faces in batches, track one, smooth its path, and give each frame its crop matrix."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from ...memsafe import Runtime, Task
 from ..config import MissingFace, SyncOptions
 from ..errors import FaceError
 from .align import Template
 from .cuts import CutDetector
-from .detect import Face
+from .detect import Face, FaceDetector
 from .smooth import PathSmoother, Placement
 from .track import FaceTracker
 
 
 @dataclass(frozen=True)
 class LocatedFrame:
-    """A frame and where its face is."""
+    """A frame and the placement of its face."""
 
     frame: np.ndarray  # uint8 [h, w, 3] RGB
-    matrix: np.ndarray | None  # float64 [2, 3] from frame to crop pixels; None: leave the frame alone
-    strength: float  # 0..1, how strongly the generated face shows
-    index: int = 0  # which frame of the source it is
+    matrix: np.ndarray | None  # float64 [2, 3] from frame to crop pixels; None: no usable face
+    strength: float  # 0..1, opacity of the generated face
+    index: int = 0  # of the source frame
 
 
 class FaceLocator:
-    """Finds the chosen face in a stream of frames; every source frame is looked at once.
+    """Finds the chosen face in a stream of frames; every source frame is searched once.
 
-    Later visits to a source frame (ping-pong, loops) reuse its matrix, so that it always looks the same.
-    `detect` is FaceDetector.detect, called with up to `batch` frames.
+    Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same. Detection
+    runs in batches under the memory guard of `runtime`.
     """
 
     def __init__(
-        self,
-        detect: Callable[[np.ndarray], list[list[Face]]],
-        template: Template,
-        options: SyncOptions,
-        batch: int,
+        self, detector: FaceDetector, template: Template, options: SyncOptions, runtime: Runtime
     ) -> None:
-        self._detect = detect
+        self._detector, self._runtime = detector, runtime
         self._template = template
         self._options = options
-        self._batch = batch
         self._tracker = FaceTracker(options.face_index, options.face_at)
         self._cuts = CutDetector()
         self._smoother = PathSmoother(0, 0, 0) if options.parity else PathSmoother()
         self._bias: np.ndarray | None = None
-        self._known = array("d")  # seven numbers a source frame: matrix and strength
+        self._known = array("d")  # seven numbers per source frame: matrix and strength
         self._found = 0
 
     @property
     def found(self) -> int:
-        """Source frames so far in which the face was found."""
+        """Number of source frames so far in which the face was found."""
         return self._found
 
     def locate(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[LocatedFrame]:
-        """Turn (source index, frame) pairs into located frames, in order, a few frames behind the input.
+        """Yield located frames for (source index, frame) pairs, in order, a few frames behind the input.
 
-        The source indices count up from 0 before any of them comes again. Raises FaceError for a missing face
+        The source indices count up from 0 before any of them is repeated. Raises FaceError for a missing face
         if the options ask for it.
         """
-        waiting: deque[np.ndarray] = deque()
+        waiting: deque[np.ndarray] = deque()  # frames whose placement is not final
         undetected: list[np.ndarray] = []
+        batch = self._runtime.plan.face_batch
         seen = 0
         for index, frame in frames:
             if index < seen:
-                yield from self._settle(undetected, waiting, last=True)
-                yield self._again(index, frame)
+                yield from self._place(undetected, waiting, last=True)
+                yield self._repeat(index, frame)
                 continue
             seen = index + 1
             undetected.append(frame)
             waiting.append(frame)
             del frame
-            if len(undetected) == self._batch:
-                yield from self._settle(undetected, waiting)
-        yield from self._settle(undetected, waiting, last=True)
+            if len(undetected) == batch:
+                yield from self._place(undetected, waiting)
+        yield from self._place(undetected, waiting, last=True)
 
-    def _settle(
+    def _place(
         self, undetected: list[np.ndarray], waiting: deque[np.ndarray], last: bool = False
     ) -> Iterator[LocatedFrame]:
-        """Detect what has gathered; yields the frames whose placement is final, all of them if `last`."""
+        """Search the gathered frames; yield those whose placement is final, all of them if `last`."""
         if undetected:
-            detections = self._detect(np.stack(undetected))
+            detections = self._detect(undetected)
             cuts = [not self._options.parity and self._cuts.is_cut(frame) for frame in undetected]
             undetected.clear()
             for faces, cut in zip(detections, cuts, strict=True):
@@ -94,12 +92,19 @@ class FaceLocator:
                 if points is not None and self._options.parity:
                     points = np.round(points)
                 for placement in self._smoother.push(points, cut):
-                    yield self._finish(waiting.popleft(), placement)
+                    yield self._locate_one(waiting.popleft(), placement)
         if last:
             for placement in self._smoother.flush():
-                yield self._finish(waiting.popleft(), placement)
+                yield self._locate_one(waiting.popleft(), placement)
 
-    def _finish(self, frame: np.ndarray, placement: Placement) -> LocatedFrame:
+    def _detect(self, frames: list[np.ndarray]) -> list[list[Face]]:
+        def detect(batch: list[np.ndarray]) -> list[list[Face]]:
+            with torch.inference_mode():
+                return self._detector.detect(np.stack(batch))
+
+        return self._runtime.run_batched(detect, frames, task=Task.FACE_PROCESSING)
+
+    def _locate_one(self, frame: np.ndarray, placement: Placement) -> LocatedFrame:
         number = len(self._known) // 7
         if placement.points is None:
             if self._options.missing_face is MissingFace.ERROR:
@@ -116,7 +121,7 @@ class FaceLocator:
         self._known.extend([*matrix.ravel().tolist(), placement.strength])
         return LocatedFrame(frame, matrix, placement.strength, number)
 
-    def _again(self, index: int, frame: np.ndarray) -> LocatedFrame:
+    def _repeat(self, index: int, frame: np.ndarray) -> LocatedFrame:
         values = np.array(self._known[7 * index : 7 * index + 7])
         if np.isnan(values[0]):
             return LocatedFrame(frame, None, 0.0, index)

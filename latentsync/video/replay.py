@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from ...memsafe import MemoryPlan
-from ...memsafe.device.probe import free_disk
+from ...memsafe.device.memory import free_disk
 from ...memsafe.storage.frame_codec import KEYFRAME_INTERVAL
 from ...memsafe.storage.frame_store import FrameDataError, FrameStore, StoreBudgets, StoreFullError
 from ..errors import OutputError, VideoError

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from ...memsafe import Failure, is_oom, quantize_weights
-from ...memsafe.device.probe import empty_cache
+from ...memsafe.device.memory import empty_cache
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..models.motion import PositionEncoding, sinusoids

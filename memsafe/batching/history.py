@@ -1,4 +1,4 @@
-"""Measured peaks of earlier runs, in one small JSON file."""
+"""Measurements of earlier runs, in one small JSON file of the user's cache folder."""
 
 from __future__ import annotations
 
@@ -12,124 +12,116 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file; another one is not read
-MOST_ENTRIES = 64  # combinations of device, model, resolution and dtype
-MOST_TASKS = 16  # of one entry
-MOST_POINTS = 8  # measured batches of one task
-MOST_BYTES = 1 << 20  # no file of ours comes near
-_LARGEST = 2**60  # of a number in the file; beyond, it is damaged
+FORMAT = 2  # of the file; other formats are ignored
+MAX_ENTRIES = 64  # keys: combinations of device, model, resolution and dtype
+MAX_BYTES = 1 << 20  # a larger file was not written by `save`
+LOCK_SECONDS = 5.0  # wait for another process that is saving
 
-Points = dict[int, int]  # batch -> peak bytes
-Peaks = dict[str, Points]  # task -> its points
+Table = dict[int, int]
+Tables = dict[str, Table]
+
+
+def cache_folder() -> Path | None:
+    """Return this project's folder for caches: below XDG_CACHE_HOME if that is set, else the platform's place.
+
+    None for a user without a home folder.
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    if stated and Path(stated).is_absolute():  # the specification says to ignore relative paths
+        return Path(stated) / "latentsync-memsafe"
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path.home() / ".cache"
+    except RuntimeError:  # of Path.home()
+        return None
+    return base / "latentsync-memsafe"
 
 
 def default_history_path() -> Path | None:
-    """Where the platform wants caches of a user: XDG_CACHE_HOME if set, also on Windows and macOS.
-
-    None for a user without a home.
-    """
-    try:
-        return _cache_folder() / "latentsync-memsafe" / "batch-history.json"
-    except RuntimeError:  # of Path.home()
-        return None
-
-
-def _cache_folder() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    if stated and Path(stated).is_absolute():  # the specification has relative ones ignored
-        return Path(stated)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path.home() / ".cache"
+    """Return the file of batch sizes in the cache folder; None for a user without a home folder."""
+    folder = cache_folder()
+    return None if folder is None else folder / "batch-history.json"
 
 
 class History:
-    """The file `path`; what cannot be read counts as empty, what cannot be written is dropped, each said once."""
+    """Tables of integers by key and name, in the file `path`.
+
+    An unreadable file counts as empty and a failed write is dropped; each is logged once.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._said = False
+        self._warned = False
 
-    def load(self, key: str) -> Peaks:
-        """What was measured under `key`; empty if nothing."""
+    def load(self, key: str) -> Tables:
+        """Return the tables saved under `key`; empty if there are none."""
         return self._read().get(key, {})
 
-    def save(self, key: str, peaks: Mapping[str, Mapping[int, int]]) -> bool:
-        """Put `peaks` under `key`, beside what other processes have written; True if that was possible.
+    def save(self, key: str, tables: Mapping[str, Mapping[int, int]]) -> bool:
+        """Save `tables` under `key` beside what other processes have saved; True if that succeeded.
 
-        The file is replaced as a whole, so a reader never sees half of it. Of more than MOST_ENTRIES keys
-        those saved longest ago are forgotten.
+        The file is replaced as a whole, so a reader never sees half of it. Beyond MAX_ENTRIES keys the ones
+        saved longest ago are dropped.
         """
-        entries = self._read()
-        entries.pop(key, None)
-        entries[key] = {task: dict(points) for task, points in list(peaks.items())[-MOST_TASKS:]}
-        kept = list(entries.items())[-MOST_ENTRIES:]
-        content = {
-            "format": FORMAT,
-            "entries": [
-                {"key": name, "peaks": {task: sorted(points.items()) for task, points in tasks.items()}}
-                for name, tasks in kept
-            ],
-        }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, json.dumps(content, separators=(",", ":")))
-        except OSError as error:
-            self._say("cannot be written", error)
+            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+                entries = self._read()
+                entries.pop(key, None)
+                entries[key] = {name: dict(table) for name, table in tables.items()}
+                _replace(self.path, _to_json(dict(list(entries.items())[-MAX_ENTRIES:])))
+        except (OSError, Timeout) as error:
+            self._warn("cannot be written", error)
             return False
         return True
 
-    def _read(self) -> dict[str, Peaks]:
-        """All entries, the one saved last at the end."""
+    def _read(self) -> dict[str, Tables]:
+        """Return all entries, the one saved last at the end."""
         try:
-            if self.path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it is larger than {MOST_BYTES} bytes")
-            return _entries(json.loads(self.path.read_text(encoding="utf-8")))
+            if self.path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            return _from_json(json.loads(self.path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            self._say("is ignored", error)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self._warn("is ignored", error)
             return {}
 
-    def _say(self, what: str, error: Exception) -> None:
-        if not self._said:
-            self._said = True
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
             logger.warning("The history of batch sizes %s %s: %s", self.path, what, error)
 
 
-def _entries(content: Any) -> dict[str, Peaks]:
-    """The file's entries; raises ValueError for anything but what `save` writes."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"it is not of format {FORMAT}")
-    entries = content.get("entries")
-    if not isinstance(entries, list):
-        raise ValueError("it has no list of entries")
-    found: dict[str, Peaks] = {}
-    for entry in entries[-MOST_ENTRIES:]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
-            raise ValueError("an entry has no key")
-        peaks = entry.get("peaks")
-        if not isinstance(peaks, dict) or len(peaks) > MOST_TASKS:
-            raise ValueError(f"an entry has no peaks of up to {MOST_TASKS} tasks")
-        found[entry["key"]] = {task: _points(points) for task, points in peaks.items()}
-    return found
+def _to_json(entries: Mapping[str, Tables]) -> str:
+    plain = {
+        key: {name: list(table.items()) for name, table in tables.items()} for key, tables in entries.items()
+    }
+    return json.dumps({"format": FORMAT, "entries": plain}, separators=(",", ":"))
 
 
-def _points(points: Any) -> Points:
-    if not isinstance(points, list) or len(points) > MOST_POINTS:
-        raise ValueError(f"a task has no list of up to {MOST_POINTS} points")
-    for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(_is_size(value) for value in point):
-            raise ValueError(f"{str(point)[:40]} is no pair of a batch and its bytes")
-    return dict(points)
+def _from_json(content: Any) -> dict[str, Tables]:
+    """Return the entries; raises ValueError, TypeError, KeyError or AttributeError for anything else."""
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is {content['format']!r}; expected {FORMAT}")
+    return {
+        str(key): {str(name): {_number(x): _number(y) for x, y in rows} for name, rows in tables.items()}
+        for key, tables in content["entries"].items()
+    }
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 2**60:
+        raise ValueError(f"{str(value)[:40]!r} is not a positive number of items or bytes")
+    return value
 
 
 def _replace(path: Path, text: str) -> None:
@@ -137,8 +129,8 @@ def _replace(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(name, path)  # noqa: PTH105 - of a path that is a string
+        Path(name).replace(path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108
+            Path(name).unlink()
         raise

@@ -1,28 +1,33 @@
-"""What is done when memory runs out: smaller batches, the ladder of fallbacks, and at last an explained error."""
+"""Recovery after memory ran out: smaller batches, then steps down of the plan, at last an explained error."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from .batch_sizes import BatchSizes
-from .ladder import ADVICE, Ladder, Relief, Rung
+from ..plan.memory_plan import MemoryPlan
+from ..plan.steps import STEPS, Step, missing_permissions, step_down
+from ..plan.task import Task
+from .batch_sizer import BatchSizer
 from .oom import Failure, is_oom
-from .pressure import Level, Pool, PressureWatch
+from .pressure import Level, MemoryKind, PressureMonitor
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ADVICE = ("a smaller resolution", "a device with more memory")  # for pipelines that give none
 
-class OutOfMemory(Exception):  # noqa: N818 - the condition's usual name
-    """Memory ran out and everything allowed was tried; says what was needed, what there was, what to change.
 
-    on_host: it was main memory, and not the device's.
+class OutOfMemory(Exception):  # noqa: N818 - the usual name of the condition
+    """Memory ran out and everything permitted was tried.
+
+    The message states what was needed, what was free, and what to change. on_host: host memory ran out, not
+    the device's.
     """
 
     def __init__(self, message: str, on_host: bool) -> None:
@@ -30,126 +35,150 @@ class OutOfMemory(Exception):  # noqa: N818 - the condition's usual name
         self.on_host = on_host
 
 
-class StartOver(Exception):  # noqa: N818 - it is no error
-    """What is under way must be computed again from its inputs, since a rung has changed what they become."""
+class PlanChanged(Exception):  # noqa: N818 - control flow, not an error
+    """A step changed the plan so that work in progress must start again from its inputs."""
 
 
 @dataclass
 class Retry:
-    """A line of the report."""
+    """One line of the report."""
 
     stage: str
-    action: str  # "batch 8 -> 4", "freed", or the name of a rung
-    error: str  # what the library said the first time
+    action: str  # "batch 8 -> 4", "freed", or the name of a step
+    error: str  # the library's message at the first time
     changes_picture: bool = False
     count: int = 1
 
 
 class Recovery:
-    """What a run has learnt and done about memory that ran out; one for all its stages and threads.
+    """State of one run's recovery: its plan and batch sizes; shared by all tasks and threads.
 
-    ladder: the fallbacks, none by default. relief: those already in force. free: gives freed memory back to
-    the device, drops caches (garbage is collected anyway). on_failure: told the stage and the size of every
-    batch that did not fit, once its memory is free. pressure: lets batches grow only while memory is not
-    scarce, shrinks them when it is, and is read for the final error. advice: two options to name in that
-    error if no permission would help, such as "--memory-mode conservative".
+    plan: in force at the start; `plan` is replaced by every step down. free: empties caches of the device
+    (garbage is collected anyway). apply: moves modules to where a new plan needs them, told the old and the new
+    plan; if memory runs out in it the step is skipped. allowed, steps: as for `step_down`, for a single item.
+    pressure: lets batches grow only while memory is not scarce, and is read for the final error. advice: two
+    options to name in that error if no permission would help.
     """
 
     def __init__(
         self,
-        ladder: Ladder | None = None,
+        plan: MemoryPlan,
+        sizer: BatchSizer,
         *,
-        relief: Relief | None = None,
+        allowed: Collection[str] = (),
+        steps: Iterable[Step] = STEPS,
         free: Callable[[], object] = lambda: None,
-        on_failure: Callable[[str, int], object] = lambda stage, size: None,
-        pressure: PressureWatch | None = None,
-        sizes: BatchSizes | None = None,
+        apply: Callable[[MemoryPlan, MemoryPlan], object] = lambda old, new: None,
+        pressure: PressureMonitor | None = None,
         advice: Sequence[str] = ADVICE,
     ) -> None:
-        self.relief = relief if relief is not None else Relief()
+        self.plan = plan
+        self.sizer = sizer
         self.retries: list[Retry] = []
-        self.sizes = sizes if sizes is not None else BatchSizes()
-        self._ladder = ladder if ladder is not None else Ladder({})
-        self._free, self._on_failure = free, on_failure
+        self._allowed = tuple(allowed)
+        self._steps = list(steps)
+        self._free, self._apply = free, apply
         self._pressure, self._advice = pressure, advice
-        self._taken: list[Rung] = []
+        self._taken: list[str] = []
         self._lock = threading.RLock()
-        if self.relief.single_frame:
-            self.sizes.keep_to_one()
         if pressure is not None:
-            pressure.add("smaller batches", self.sizes.halve, cost=1, pool=pressure.main_pool)
+            pressure.add("smaller batches", sizer.halve, cost=1, kind=pressure.main_kind)
 
     @property
-    def rungs_taken(self) -> int:
-        """How many rungs of the ladder have been taken."""
+    def steps_taken(self) -> int:
+        """Number of steps down since the run began."""
         return len(self._taken)
 
     def report(self) -> list[dict[str, Any]]:
-        """The retries as plain values, in the order of their first times."""
+        """Return the retries as plain values, in the order of their first times."""
         with self._lock:
             return [asdict(retry) for retry in self.retries]
 
-    def batch_size(self, stage: str, planned: int) -> int:
-        """How many items to compute next, at most `planned`; looks at the pressure before it answers."""
+    def batch_size(self, task: Task, most: int, incoming: int = 0) -> int:
+        """Return how many items to compute next, at most `most`; checks memory pressure first."""
         if self._pressure is not None:
             self._pressure.check()
-        return self.sizes.get(stage, planned)
+        return self.sizer.get(task, most, incoming=incoming)
 
-    def succeeded(self, stage: str, size: int) -> None:
-        """Note that a batch was computed."""
+    def succeeded(self, task: Task, size: int, peak: int | None = None) -> None:
+        """Record a batch that was computed. peak: bytes above what was allocated before; None: not measured."""
         calm = self._pressure is None or self._pressure.level <= Level.LOW
-        self.sizes.succeeded(stage, size, may_grow=calm)
+        self.sizer.succeeded(task, size, peak, may_grow=calm)
 
-    def make_room(self, stage: str, size: int, failure: Failure, *, failed: bool, seen: int) -> None:
-        """After memory ran out: change something, so that the same items may be tried again.
+    def failed(
+        self,
+        task: Task,
+        size: int,
+        failure: Failure,
+        *,
+        again: bool = False,
+        freed: bool = False,
+        seen: int = 0,
+        incoming: int = 0,
+    ) -> bool:
+        """Change something after a batch failed, so that its items may be tried again.
 
-        size: of the batch; failed: whether its first items have failed before; seen: `rungs_taken` when it
-        began. To be called when the error is gone. Raises OutOfMemory, or StartOver.
+        In this order: half as many items; for a single item a plain repetition after freeing memory; exact
+        steps down; once more a plain repetition; the steps that the user permitted. To be called when the
+        error, which pins tensors, is gone. again: the first item of the batch has failed before. freed: the
+        item has had its plain repetition. seen: `steps_taken` when the batch began. Returns the new `freed`.
+        Raises OutOfMemory or PlanChanged.
         """
         self._clean()
-        self._on_failure(stage, size)
+        smaller = self.sizer.failed(task, size, incoming=incoming)
         with self._lock:
             if size > 1:
-                smaller = self.sizes.failed(stage, size)
-                self._note(Retry(stage, f"batch {size} -> {smaller}", failure.text))
-            elif not failed:
-                self._note(Retry(stage, "freed", failure.text))  # nothing to halve, but much was let go
-            elif seen == self.rungs_taken:  # or another thread has just made room
-                self._climb(stage, failure)
+                self._note(Retry(task.stage, f"batch {size} -> {smaller}", failure.text))
+                return False
+            if again and seen != self.steps_taken:  # another thread has just taken a step
+                return freed
+            if again and self._step_down(task, failure, ()):
+                return freed
+            if not freed:
+                self._note(Retry(task.stage, "freed", failure.text))
+                return True
+            if not self._step_down(task, failure, self._allowed):
+                raise OutOfMemory(self._explain(task, failure), failure.on_host)
+            return freed
 
-    def _climb(self, stage: str, failure: Failure) -> None:
-        while (rung := self._ladder.take(stage, failure, self.relief)) is not None:
-            if self._apply(rung):
-                self._taken.append(rung)
-                self._note(Retry(stage, rung.name, failure.text, rung.changes_picture))
-                logger.warning(
-                    "Memory ran out in %s; from now on %s%s.",
-                    stage,
-                    rung.effect,
-                    ", which changes the picture" if rung.changes_picture else "",
-                )
-                if rung.starts_over:
-                    raise StartOver(rung.name)
-                return
-        raise OutOfMemory(self._explain(stage, failure), failure.on_host)
+    def _step_down(self, task: Task, failure: Failure, allowed: Collection[str]) -> bool:
+        """Put the next step down into force; False if there is none."""
+        while True:
+            plan = step_down(self.plan, task, allowed, steps=self._steps, host_is_full=failure.on_host)
+            if plan is None:
+                return False
+            step = next(step for step in self._steps if step.name == plan.steps[-1])
+            if self._try_apply(plan):
+                break
+            self._steps.remove(step)
+            logger.warning("Memory ran out while the plan was changed so that %s.", step.effect)
+            self._clean()
+        self._taken.append(step.name)
+        self._note(Retry(task.stage, step.name, failure.text, step.changes_output))
+        logger.warning(
+            "Memory ran out in %s; from now on %s%s.",
+            task.stage,
+            step.effect,
+            ", which changes the output" if step.changes_output else "",
+        )
+        if step.restarts:
+            raise PlanChanged(step.name)
+        return True
 
-    def _apply(self, rung: Rung) -> bool:
-        """Whether it is in force now and there was anything to gain."""
-        rung.apply(self.relief)
-        action = self._ladder.action(rung)
-        gained = self.sizes.keep_to_one() if rung.name == "single_frame" else action is None
+    def _try_apply(self, plan: MemoryPlan) -> bool:
+        """Put the plan into force; False if memory ran out on the way."""
         try:
-            return (action is not None and action() is not False) or gained
+            self._apply(self.plan, plan)
         except Exception as error:
             if not is_oom(error):
                 raise
-        setattr(self.relief, rung.name, False)
-        logger.warning("Memory ran out on the way to: %s.", rung.effect)
-        self._clean()
-        return False
+            return False
+        self.plan = plan
+        self.sizer.change_plan(plan)
+        return True
 
     def _clean(self) -> None:
-        gc.collect()  # frames and tensors in cycles, before the device's cache is emptied of them
+        gc.collect()  # frees tensors in reference cycles, before the device's cache is emptied
         self._free()
 
     def _note(self, retry: Retry) -> None:
@@ -160,32 +189,36 @@ class Recovery:
         self.retries.append(retry)
         logger.info("Memory ran out in %s (%s): %s", retry.stage, retry.action, retry.error)
 
-    def _explain(self, stage: str, failure: Failure) -> str:
-        state = []
+    def _explain(self, task: Task, failure: Failure) -> str:
+        free = []
         if self._pressure is not None:
-            pool = Pool.HOST if failure.on_host else self._pressure.main_pool
-            name = "main memory" if pool is Pool.HOST else "GPU memory"
-            free, total = self._pressure.read().of(pool) or (0, 0)
-            state = [f"with {_size(free)} of {_size(total)} of {name} free"]
-        tried = ", ".join(["even with one item at a time", *(rung.name for rung in self._taken)])
-        # The last permissions cost the picture less than the first one does.
-        options = [*(f"{name}=True" for name in self._ladder.denied(stage)[-2:]), *self._advice][:2]
+            kind = MemoryKind.HOST if failure.on_host else self._pressure.main_kind
+            name = "main memory" if kind is MemoryKind.HOST else "GPU memory"
+            available, total = self._pressure.read().of(kind) or (0, 0)
+            free = [f"with {_size(available)} of {_size(total)} of {name} free"]
+        tried = ", ".join(["even with one item at a time", *dict.fromkeys(self._taken)])
+        # The later permissions cost less quality than the first one.
+        missing = missing_permissions(self.plan, task, self._allowed, self._steps)
+        options = [*(f"{name}=True" for name in missing[-2:]), *self._advice][:2]
         advice = f"Try {' or '.join(options)}"
-        if failure.ambiguous:  # the library's own words are what can be looked up
-            what = ", ".join([failure.text.rstrip("."), *state, tried])
-            return f"Memory may have run out in {stage}: {what}. {advice}, or another version of torch or the driver."
+        if failure.ambiguous:  # the library's own words can be looked up
+            what = ", ".join([failure.text.rstrip("."), *free, tried])
+            return (
+                f"Memory may have run out in {task.stage}: {what}. {advice}, or another version of torch or the "
+                "driver."
+            )
         needed = "more memory" if failure.requested is None else f"{_size(failure.requested)} more"
-        what = ", ".join([f"it needed {needed}", *(state or ["than there was"]), tried])
-        return f"Memory ran out in {stage}: {what}. {advice}."
+        what = ", ".join([f"it needed {needed}", *(free or ["than there was"]), tried])
+        return f"Memory ran out in {task.stage}: {what}. {advice}."
 
 
-def starting_over(call: Callable[[], T]) -> T:
-    """The result of `call`, which is called again after every StartOver, and reads the Relief each time."""
+def restart_on_plan_change(call: Callable[[], T]) -> T:
+    """Return the result of `call`, which is called again after every PlanChanged and must read the plan anew."""
     while True:
         try:
             return call()
-        except StartOver as again:
-            logger.info("Computing again with %s.", again)
+        except PlanChanged as change:
+            logger.info("Computing again after the step %s.", change)
 
 
 def _size(count: float) -> str:

@@ -1,33 +1,30 @@
-"""What a GPU can compute, by its generation."""
+"""Arithmetic and kernels that a GPU supports, by its generation."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# In the names of Turing cards without tensor cores, on which float16 gives NaN: ComfyUI's list of them, in
-# `should_use_fp16` of its comfy/model_management.py.
+# Turing cards without tensor cores, on which float16 gives NaN: the list in ComfyUI's `should_use_fp16`
+# (comfy/model_management.py).
 _BROKEN_FP16 = re.compile("1660|1650|1630|T500|T550|T600|MX550|MX450|CMP 30HX|T2000|T1000|T1200")
 
 
 def fp16_works(capability: tuple[int, int] | None, name: str) -> bool:
-    """Whether float16 gives right results on the card of this name, as the driver tells it."""
+    """Return True if float16 gives correct results on the card with this name, as the driver reports it."""
     return capability != (7, 5) or _BROKEN_FP16.search(name) is None
 
 
-def fast_types(capability: tuple[int, int] | None, architecture: str) -> tuple[bool, bool]:
-    """(bf16, fp8) in hardware, of an NVIDIA compute capability or an AMD architecture ("gfx942:...")."""
+def bf16_in_hardware(capability: tuple[int, int] | None, architecture: str) -> bool:
+    """Return True for native bfloat16 of an NVIDIA compute capability or an AMD architecture ("gfx942:...")."""
     if capability is not None:
         # torch.cuda.is_bf16_supported() also counts emulation, which is slower than fp16 on those cards.
-        return capability >= (8, 0), capability >= (8, 9)
-    return (
-        not architecture.startswith(("gfx8", "gfx900", "gfx906")),
-        architecture.startswith(("gfx94", "gfx95", "gfx12")),
-    )
+        return capability >= (8, 0)
+    return not architecture.startswith(("gfx8", "gfx900", "gfx906"))
 
 
 def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether code for one of `built`, as torch.cuda.get_arch_list() names them, runs; True if it names none.
+    """Return True if code for one of `built` (names from torch.cuda.get_arch_list()) runs; also for an empty list.
 
     A cubin ("sm_86") runs on its own major version from its minor version on, PTX ("compute_90") on all later
     ones, for which the driver compiles it (CUDA C++ Programming Guide, Application Compatibility).

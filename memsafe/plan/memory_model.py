@@ -1,4 +1,4 @@
-"""What networks need before anything was measured: closed forms in the shapes of their own parameters."""
+"""Analytic memory model: peaks of the networks from the shapes of their parameters, until they are measured."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..weights.streaming import blocks
 
 logger = logging.getLogger(__name__)
 
-# Largest sum of live tensors, in planes: one channel at the resolution of the input, times a width that is
-# read from the parameters. Counted under fake tensors, inputs included, at 256 and 512 px: 19.06 to 19.50 for
-# a denoiser of Stable Diffusion's plan (1.6's widths and those of configs/tiny.yaml); 3.000 and 3.004 for the
-# decoder of its VAE; 5.02 for its encoder with two layers a level, 4.19 with one. The same for any batch.
+# Largest sum of live activations, in planes. A plane is one channel at the resolution of the input, times a width
+# that is read from the parameters. Counted under fake tensors, inputs included, at 256 and 512 px: 19.06 to 19.50
+# for a denoiser of Stable Diffusion's architecture (1.6's widths and those of configs/tiny.yaml); 3.000 and 3.004
+# for the decoder of its VAE; 5.02 for its encoder with two layers a level, 4.19 with one. The same for any batch.
 UNET_PLANES = 19.5
 DECODER_PLANES = 3.01
 ENCODER_PLANES = 5.03
 
-# Share of the denoiser's live tensors that is there while its two heaviest neighbouring blocks are at work, where
-# the picture is smallest: 0.237 of 0.744 GiB, counted for 1.6 at 512 px.
+# Share of the denoiser's peak activations that exists while its two largest neighbouring blocks compute, where the
+# resolution is lowest: 0.237 of 0.744 GiB, counted for 1.6 at 512 px.
 LIVE_AT_LARGEST_BLOCKS = 0.32
 
-# A detector's input: the frame as it is and once in float32. Not measured; corrected by the first measurement.
+# A detector's input: the frame in uint8 and once in float32. An assumption; the first measurement replaces it.
 _DETECTOR_BYTES_PER_PIXEL = 3 * (1 + 4)
 
 
@@ -37,28 +37,28 @@ class VideoShape:
 
     height: int = 1080  # pixels
     width: int = 1920
-    frames: int | None = None  # how many; None: not known
+    frames: int | None = None  # None: unknown
 
     @property
     def frame_bytes(self) -> int:
-        """One frame as uint8 RGB."""
+        """Bytes of one frame, uint8 RGB."""
         return 3 * self.height * self.width
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What decides a latent diffusion model's memory. Sizes in bytes, of the weights as they will be used."""
+    """Sizes and widths that decide a latent diffusion model's memory; bytes of weights in the dtype used."""
 
-    name: str  # tells models apart in the history
+    name: str  # distinguishes models in the history
     unet_bytes: int
     vae_bytes: int
-    other_bytes: int  # networks that stay on the device beside them, such as an audio encoder
+    other_bytes: int  # other networks on the device, such as an audio encoder
     unet_channels: int  # width of the denoiser at the resolution of the latents
     encoder_channels: int  # width of the VAE's encoder at the resolution of the image
     decoder_channels: int  # widest input of a VAE decoder's layer at the resolution of the image
-    latent_factor: int = 8  # image pixels per latent, along a side
+    latent_factor: int = 8  # image pixels per latent, along one axis
     window_frames: int = 16  # frames the denoiser takes as one item
-    streamed_bytes: int = 0  # of the denoiser's weights, most that lie on the device when they are streamed
+    streamed_bytes: int = 0  # most of the denoiser's weights on the device when they are streamed
 
     @classmethod
     def from_modules(
@@ -70,14 +70,14 @@ class ModelShape:
         window_frames: int = 16,
         dtype: torch.dtype | None = None,
     ) -> ModelShape:
-        """Read the shape off the networks, which may lie on any device, "meta" included.
+        """Read the shape from the networks, which may be on any device, "meta" included.
 
-        `vae` has an `encoder` and a `decoder`, and halves images by convolutions of stride 2. `dtype`: what
-        the two will be used in (None: what they are in). Raises ValueError for networks without convolutions.
+        `vae` has an `encoder` and a `decoder`, and halves images by convolutions of stride 2. `dtype`: in which
+        both will be used (None: their own). Raises ValueError for networks without convolutions.
         """
         encoder, decoder = getattr(vae, "encoder", vae), getattr(vae, "decoder", vae)
         kernels = _kernels(decoder)
-        # The last layer tells the width at full resolution; whatever leads to that width may be fed by more.
+        # The last layer has the width of full resolution; a layer that ends in that width may take more channels.
         width = kernels[-1].shape[1]
         return cls(
             name=name or type(unet).__name__,
@@ -93,20 +93,20 @@ class ModelShape:
         )
 
     def window_bytes(self, resolution: int, dtype: torch.dtype, guidance_passes: int) -> int:
-        """Live tensors of denoising one window at `resolution` pixels a side, both guidance halves counted."""
+        """Bytes of activations of denoising one window of faces `resolution` pixels wide."""
         halves = 2 if guidance_passes == 1 else 1
         pixels = halves * self.window_frames * (resolution // self.latent_factor) ** 2
         return round(UNET_PLANES * self.unet_channels * pixels) * dtype.itemsize
 
     def encode_bytes(self, resolution: int, dtype: torch.dtype) -> int:
-        """Live tensors of encoding one image."""
+        """Bytes of activations of encoding one image."""
         return round(ENCODER_PLANES * self.encoder_channels * resolution**2) * dtype.itemsize
 
     def decode_bytes(self, resolution: int, dtype: torch.dtype) -> int:
-        """Live tensors of decoding one image."""
+        """Bytes of activations of decoding one image."""
         return round(DECODER_PLANES * self.decoder_channels * resolution**2) * dtype.itemsize
 
-    def peak_bytes(
+    def peaks(
         self,
         resolution: int,
         dtype: torch.dtype,
@@ -116,27 +116,28 @@ class ModelShape:
         guidance_passes: int,
         offload: bool = False,
         stream_weights: bool = False,
-    ) -> int:
-        """Weights and live tensors on the device at the worst moment of a run.
+    ) -> tuple[int, int]:
+        """Return the device memory at the worst moment of denoising and of the VAE: weights and activations.
 
-        Resident networks lie there together; offloaded ones one at a time; of streamed ones the block at work
-        and the next, beside a part of the live tensors, whose most is elsewhere. Slices of attention and
-        feed-forward, which only lower it, are not counted.
+        Resident networks are all on the device; offloaded ones one at a time; of streamed ones the computing
+        block and the next, beside the part of the activations that exists then. Slices of attention and
+        feed-forward layers, which only lower the peak, are not counted.
         """
         unet = windows * self.window_bytes(resolution, dtype, guidance_passes)
         vae = vae_batch * max(self.encode_bytes(resolution, dtype), self.decode_bytes(resolution, dtype))
         if stream_weights:
             beside = self.streamed_bytes + round(LIVE_AT_LARGEST_BLOCKS * unet)
-            return max(beside, unet, self.vae_bytes + vae)
+            return max(beside, unet), self.vae_bytes + vae
         if offload:
-            return max(self.unet_bytes + unet, self.vae_bytes + vae)
-        return self.unet_bytes + self.vae_bytes + self.other_bytes + max(unet, vae)
+            return self.unet_bytes + unet, self.vae_bytes + vae
+        weights = self.unet_bytes + self.vae_bytes + self.other_bytes
+        return weights + unet, weights + vae
 
 
 def shape_of(networks: Any, dtype: torch.dtype | None = None) -> ModelShape | None:
-    """The shape of the networks that a bundle or a pipeline has as attributes; None if it is not understood.
+    """Return the shape of the networks that a bundle or pipeline has as attributes; None if it cannot be read.
 
-    They are its `unet`, its `vae`, and what encodes sound or text. dtype: as for `ModelShape.from_modules`.
+    They are its `unet`, `vae`, and `audio_encoder` or `text_encoder`. dtype: as for `ModelShape.from_modules`.
     """
     unet, vae = getattr(networks, "unet", None), getattr(networks, "vae", None)
     if not (isinstance(unet, nn.Module) and isinstance(vae, nn.Module)):
@@ -154,12 +155,12 @@ def shape_of(networks: Any, dtype: torch.dtype | None = None) -> ModelShape | No
             dtype=dtype,
         )
     except ValueError as error:
-        logger.info("Planned without the model: %s", error)
+        logger.info("Planned without a memory model: %s", error)
         return None
 
 
 def detector_bytes(video: VideoShape) -> int:
-    """Bytes of one frame for a face detector."""
+    """Return the bytes that a face detector needs per frame."""
     return _DETECTOR_BYTES_PER_PIXEL * video.height * video.width
 
 
@@ -180,10 +181,10 @@ def weight_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
 
 
 def _kernels(module: nn.Module) -> list[torch.Tensor]:
-    """Weights of the convolutions, in the order of the module's definition."""
+    """Return the weights of the convolutions, in the order of the module's definition."""
     found: list[torch.Tensor] = [weight for weight in module.parameters() if weight.ndim >= 4]
     if not found:
-        raise ValueError(f"{type(module).__name__} has no convolution, so its memory cannot be foreseen.")
+        raise ValueError(f"{type(module).__name__} has no convolution, so its memory cannot be estimated.")
     return found
 
 

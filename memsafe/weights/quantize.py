@@ -56,6 +56,31 @@ def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
                 tensor.data = half
 
 
+@contextmanager
+def in_int8(module: nn.Module, keep: Sequence[str] = ()) -> Iterator[None]:
+    """Store most weights of `module` in int8 inside (see `quantize_weights`); restore the originals afterwards.
+
+    The originals wait in host memory.
+    """
+    with torch.inference_mode(False):
+        layers = [layer for layer in module.modules() if isinstance(layer, _LAYERS)]
+        originals = [
+            (layer, layer.weight.detach().cpu(), layer.weight.requires_grad)
+            for layer in layers
+            if not parametrize.is_parametrized(layer)
+        ]
+        device = next(module.parameters()).device
+        quantize_weights(module, keep)
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for layer, weight, trainable in originals:
+                if parametrize.is_parametrized(layer):
+                    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+                    layer.weight = nn.Parameter(weight.to(device), requires_grad=trainable)
+
+
 @dataclass(frozen=True)
 class Quantized:
     """What `quantize_weights` did. A layer's error is |w' - w| / |w| over all its weights (Frobenius norms)."""

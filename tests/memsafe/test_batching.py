@@ -3,9 +3,10 @@
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,18 +14,60 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from latentsync_memsafe.memsafe import Cancelled
-from latentsync_memsafe.memsafe.batching.batch_sizes import BatchSizes
-from latentsync_memsafe.memsafe.batching.ladder import RUNGS, Ladder
-from latentsync_memsafe.memsafe.batching.pressure import PressureWatch
-from latentsync_memsafe.memsafe.batching.recovery import OutOfMemory, Recovery, StartOver, starting_over
-from latentsync_memsafe.memsafe.batching.run import run_batches
+from latentsync_memsafe.memsafe import Cancelled, Task, plan_for, steps_named
+from latentsync_memsafe.memsafe.batching.batch_sizer import BatchSizer
+from latentsync_memsafe.memsafe.batching.batches import run_batched
+from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor
+from latentsync_memsafe.memsafe.batching.recovery import (
+    OutOfMemory,
+    PlanChanged,
+    Recovery,
+    restart_on_plan_change,
+)
+from latentsync_memsafe.memsafe.plan.steps import Step
 from latentsync_memsafe.memsafe.threads import prefetch
 
+from support.cards import card
 from support.faults import KINDS, Faults, little_garbage, schedules
 
 NEVER = 10**9  # patience that outlasts every test
-CALM = [replace(rung, starts_over=False, permission=None, fills_host=False) for rung in RUNGS]
+TASKS = {
+    "detect": Task.FACE_PROCESSING,
+    "encode": Task.VAE_ENCODE,
+    "denoise": Task.UNET_INFERENCE,
+    "decode": Task.VAE_DECODE,
+    "audio": Task.AUDIO_ENCODE,
+}
+# Steps that are always taken, once each, and change nothing.
+TALL = [
+    Step(f"step {k}", "", list(Task), lambda plan, k=k: None if f"step {k}" in plan.steps else plan)
+    for k in range(9)
+]
+PLAN = replace(
+    plan_for(card(8)),
+    face_batch=64,
+    vae_batch=64,
+    windows=64,
+    offload=False,
+    guidance_passes=1,
+    attention_slices=1,
+    feed_forward_slices=1,
+)
+
+
+def run_batches(items, call, size, *, stage, recovery):
+    task = TASKS.get(stage, Task.PASTE if stage.endswith("0") else Task.ALIGN)
+    return run_batched(call, items, task=task, recovery=recovery, most=size)
+
+
+def sizer(patience: int) -> BatchSizer:
+    info = card(8)
+    return BatchSizer(
+        info,
+        PLAN,
+        free=SimpleNamespace(ram=lambda: 2**40, device=lambda: 2**40, refresh=int),
+        patience=patience,
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,13 +76,13 @@ def quick_collections() -> Iterator[None]:
         yield
 
 
-def tall() -> Ladder:
-    """Nine rungs that are always taken."""
-    return Ladder({rung.name: lambda: True for rung in RUNGS}, rungs=CALM)
+def tall() -> list[Step]:
+    """Nine steps that are always taken."""
+    return TALL
 
 
-def patient(ladder: Ladder | None = None) -> Recovery:
-    return Recovery(ladder, sizes=BatchSizes(NEVER))
+def patient(steps: Sequence[Step] = (), patience: int = NEVER, **others) -> Recovery:
+    return Recovery(PLAN, sizer(patience), steps=steps, **others)
 
 
 class Recorder:
@@ -149,7 +192,7 @@ def test_a_device_whose_memory_comes_and_goes(
 
     items = list(range(count))
     stage = Recorder(faults)
-    recovery = Recovery(sizes=BatchSizes(patience))
+    recovery = patient(patience=patience)
     results = list(run_batches(items, stage, planned, stage="stage", recovery=recovery))
     assert results == [2 * item for item in items]
     assert list(itertools.chain.from_iterable(stage.finished)) == items
@@ -426,79 +469,90 @@ def test_the_working_size_is_remembered_for_its_stage() -> None:
     ]
 
 
-def test_a_single_item_is_tried_again_after_freeing_before_the_ladder_is_climbed() -> None:
+def test_a_single_item_is_tried_again_after_freeing_before_a_step_is_taken() -> None:
     freed = []
-    told = []
-    recovery = Recovery(
-        Ladder({"slicing": None, "offload": None}),
-        free=lambda: freed.append(True),
-        on_failure=lambda stage, size: told.append((stage, size)),
-    )
+    recovery = patient(steps_named("slicing", "offload"), free=lambda: freed.append(True))
     stage = Recorder(Faults([0, 2, 3, 5]))
     assert list(run_batches(range(3), stage, 1, stage="denoise", recovery=recovery)) == [0, 2, 4]
     assert stage.begun == [[0], [0], [1], [1], [1], [2], [2]]
     assert [(retry.action, retry.count) for retry in recovery.retries] == [("freed", 3), ("slicing", 1)]
-    assert len(freed) == 4 and told == 4 * [("denoise", 1)]
-    assert recovery.relief.slicing and not recovery.relief.offload
+    assert len(freed) == 4
+    assert recovery.plan.attention_slices > 1 and not recovery.plan.offload
 
 
-def test_the_ladder_is_climbed_while_one_item_does_not_fit_and_stays_climbed() -> None:
-    recovery = patient(Ladder({"slicing": None, "offload": None, "stream_weights": None}))
+def test_steps_are_taken_while_one_item_does_not_fit_and_stay_in_force() -> None:
+    recovery = patient(steps_named("slicing", "offload", "stream_weights"))
     begun = []
 
     def call(items: list[int]) -> list[int]:
-        begun.append((len(items), recovery.relief.slicing, recovery.relief.offload))
-        if not recovery.relief.offload:
+        plan = recovery.plan
+        begun.append((len(items), plan.attention_slices > 1, plan.offload))
+        if not plan.offload:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return items
 
     assert list(run_batches(range(4), call, 2, stage="denoise", recovery=recovery)) == [0, 1, 2, 3]
     assert begun == [(2, False, False), (1, False, False), (1, True, False), *[(1, True, True)] * 4]
     assert [retry.action for retry in recovery.retries] == ["batch 2 -> 1", "slicing", "offload"]
-    assert not recovery.relief.stream_weights
+    assert not recovery.plan.stream_weights
 
 
-def test_what_never_fits_ends_in_the_explained_error() -> None:
+def test_an_item_that_never_fits_ends_in_the_explained_error() -> None:
     source = (item for item in range(9))
     faults = Faults(capacity=0)
     with pytest.raises(OutOfMemory, match=r"Memory ran out in decode: it needed 2\.00 GiB more") as caught:
         list(run_batches(source, Recorder(faults), 4, stage="decode", recovery=patient(tall())))
-    assert faults.calls == 3 + len(RUNGS)  # 4, 2, 1, and once on every rung
+    assert faults.calls == 3 + len(TALL) + 1  # 4, 2, 1, once after every step, and once as it was
     assert caught.value.__context__ is None and source.gi_frame is None
     faults.assert_released()
 
 
-def test_a_rung_that_changes_the_inputs_starts_the_window_over() -> None:
-    recovery = patient(
-        Ladder({"slicing": None, "lower_resolution": None}, allowed=["allow_lower_resolution"])
-    )
+def test_a_step_that_changes_the_output_comes_after_a_plain_repetition_and_with_permission() -> None:
+    def fails(items: list[int]) -> list[int]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for allowed, actions in (
+        ([], ["batch 2 -> 1", "freed"]),
+        (["allow_vae_tiling"], ["batch 2 -> 1", "freed", "vae_tiling"]),
+    ):
+        recovery = patient(steps_named("slicing", "vae_tiling"), allowed=allowed)
+        with pytest.raises(OutOfMemory):
+            list(run_batches(range(2), fails, 2, stage="decode", recovery=recovery))
+        assert [retry.action for retry in recovery.retries] == actions
+        assert [retry.changes_picture for retry in recovery.retries] == [
+            action == "vae_tiling" for action in actions
+        ]
+
+
+def test_a_step_that_changes_the_inputs_starts_the_window_over() -> None:
+    recovery = patient(steps_named("slicing", "lower_resolution"), allowed=["allow_lower_resolution"])
     encoded = []
 
     def window(frames: list[int]) -> list[tuple[int, int]]:
-        side = 256 if recovery.relief.lower_resolution else 512
+        side = recovery.plan.face_resolution
 
         def encode(items: list[int]) -> list[tuple[int, int]]:
             encoded.append((side, len(items)))
             return [(item, side) for item in items]
 
         def decode(items: list[tuple[int, int]]) -> list[tuple[int, int]]:
-            if items[0][1] > 256:
+            if items[0][1] > 384:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return items
 
         latents = list(run_batches(frames, encode, 4, stage="encode", recovery=recovery))
         return list(run_batches(latents, decode, 1, stage="decode", recovery=recovery))
 
-    with pytest.raises(StartOver):
+    with pytest.raises(PlanChanged):
         window([0, 1])
-    assert starting_over(lambda: window([0, 1])) == [(0, 256), (1, 256)]
-    assert encoded == [(512, 2), (256, 2)]
+    assert restart_on_plan_change(lambda: window([0, 1])) == [(0, 384), (1, 384)]
+    assert encoded == [(512, 2), (448, 2), (384, 2)]
 
 
 def growing(capacity: Callable[[int], int], planned: int, patience: int, calls: int) -> list[int]:
     """Sizes of the first calls; those beyond the capacity, which may change from call to call, are negative."""
     faults, sizes = Faults(), []
-    recovery = Recovery(sizes=BatchSizes(patience))
+    recovery = patient(patience=patience)
 
     def call(items: list[int]) -> list[int]:
         faults.capacity = capacity(len(sizes))
@@ -527,26 +581,26 @@ def test_the_size_that_failed_is_not_tried_at_once() -> None:
 
 
 def test_failures_become_rare() -> None:
-    sizes = BatchSizes(patience=4)
+    sizes = sizer(patience=4)
     failures = 0
     for _ in range(20_000):
-        size = sizes.get("stage", 16)
+        size = sizes.get(Task.PASTE, 16)
         if size > 11:
             failures += 1
-            sizes.failed("stage", size)
+            sizes.failed(Task.PASTE, size)
         else:
-            sizes.succeeded("stage", size)
+            sizes.succeeded(Task.PASTE, size)
     assert failures <= 16
 
 
 def test_the_last_short_batch_says_nothing_about_larger_ones() -> None:
-    sizes = BatchSizes(patience=1)
-    assert sizes.get("stage", 8) == 8 and sizes.failed("stage", 8) == 4
+    sizes = sizer(patience=1)
+    assert sizes.get(Task.PASTE, 8) == 8 and sizes.failed(Task.PASTE, 8) == 4
     for _ in range(9):
-        sizes.succeeded("stage", 3)
-    assert sizes.get("stage", 8) == 4
-    sizes.succeeded("stage", 4)
-    assert sizes.get("stage", 8) == 6
+        sizes.succeeded(Task.PASTE, 3)
+    assert sizes.get(Task.PASTE, 8) == 4
+    sizes.succeeded(Task.PASTE, 4)
+    assert sizes.get(Task.PASTE, 8) == 6
 
 
 def test_the_plan_may_change_under_way_and_is_a_bound() -> None:
@@ -560,8 +614,8 @@ def test_the_plan_may_change_under_way_and_is_a_bound() -> None:
 def test_pressure_halves_batches_before_they_fail_and_holds_growth_back() -> None:
     free = [100]
     now = itertools.count()
-    watch = PressureWatch(lambda: (50, 100), lambda: (free[0], 100), interval=0, clock=lambda: next(now))
-    recovery = Recovery(sizes=BatchSizes(patience=1), pressure=watch)
+    watch = PressureMonitor(lambda: (50, 100), lambda: (free[0], 100), interval=0, clock=lambda: next(now))
+    recovery = patient(patience=1, pressure=watch)
     stage = Recorder(Faults())
     results = run_batches(itertools.count(), stage, 8, stage="stage", recovery=recovery)
 
@@ -586,7 +640,7 @@ def test_pressure_halves_batches_before_they_fail_and_holds_growth_back() -> Non
 
 
 def test_threads_share_what_is_learnt() -> None:
-    recovery = Recovery(tall(), sizes=BatchSizes(patience=3))
+    recovery = patient(tall(), patience=3)
     outcomes: dict[int, list[int]] = {}
     everything = [2 * item for item in range(200)]
 
@@ -604,7 +658,7 @@ def test_threads_share_what_is_learnt() -> None:
         thread.join()
     assert outcomes == dict.fromkeys(range(6), everything)
     taken = [retry.action for retry in recovery.retries if not retry.action.startswith(("batch", "freed"))]
-    assert len(taken) == len(set(taken)) == recovery.rungs_taken
+    assert len(taken) == len(set(taken)) == recovery.steps_taken
 
 
 def test_two_threads_that_fail_together_climb_one_rung() -> None:
@@ -612,7 +666,7 @@ def test_two_threads_that_fail_together_climb_one_rung() -> None:
     meeting = threading.Barrier(2)
 
     def call(items: list[int]) -> list[int]:
-        if not recovery.rungs_taken:
+        if not recovery.steps_taken:
             meeting.wait()  # both fail before either is helped
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return items
@@ -628,7 +682,7 @@ def test_two_threads_that_fail_together_climb_one_rung() -> None:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert results == [[0], [0]] and recovery.rungs_taken == 1
+    assert results == [[0], [0]] and recovery.steps_taken == 1
 
 
 @pytest.mark.parametrize("k", range(6))

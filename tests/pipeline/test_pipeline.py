@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import cv2
@@ -29,7 +28,8 @@ from latentsync_memsafe.latentsync.errors import (
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
 from latentsync_memsafe.latentsync.video.output_buffer import FrameCollector
-from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, guard, plan_for, probe
+from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, plan_for, probe
+from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.threads import Drain
 
 from support.paths import clip, clip_reference
@@ -263,8 +263,7 @@ def test_frames_wait_for_the_encoder_as_the_plan_of_the_run_says(
     monkeypatch.setattr(latentsync.pipeline, "Drain", Noted)
     pipe = pipeline(networks, encode_ahead=64)
     runtime = pipe.runtime
-    planned = replace(runtime.plan, encode_ahead=3)
-    runtime.request = SimpleNamespace(look=lambda: runtime.info, plan=lambda *_: planned)
+    runtime.optimizer._fixed = replace(runtime.plan, encode_ahead=3)
     report = pipe.run(scene(20), sound(0.8), tmp_path / "out.mp4", QUICK)
     assert depths == [3] and report.frames == 20
 
@@ -448,7 +447,7 @@ def test_when_main_memory_is_scarce_collected_frames_wait_on_disk(
     plain = frames_of(pipeline(networks).stream(frames, speech, QUICK))
     moved = {}
     for free in (2**40, 1):
-        monkeypatch.setattr(guard, "available_ram", lambda free=free: free)
+        monkeypatch.setattr(memory, "available_ram", lambda free=free: free)
         with FrameCollector(scratch) as collector:
             out = tmp_path / "out.mp4"
             pipeline(networks).run(frames, speech, out, QUICK, collector=collector, scratch=scratch)

@@ -1,0 +1,102 @@
+"""run_batched: ordered batches that shrink when memory runs out and grow again when it is free."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from typing import TypeVar
+
+from ..plan.task import Task
+from .oom import Failure, is_oom
+from .recovery import Recovery
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Placement:
+    """Surroundings of a call: modules on the device and measurement. This one does nothing."""
+
+    peak: int | None = None  # bytes the last batch needed above what was allocated before; None: not measured
+
+    def incoming(self) -> int:
+        """Return the bytes that the next call would bring to the device."""
+        return 0
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Enter before every call."""
+        return nullcontext()
+
+
+def run_batched(
+    fn: Callable[[list[T]], Iterable[R]],
+    items: Iterable[T],
+    *,
+    task: Task,
+    recovery: Recovery,
+    most: int | Callable[[], int],
+    placement: Placement = Placement(),  # noqa: B008 - stateless
+) -> Generator[R, None, None]:
+    """Yield a result for every item, in order, computed by `fn` on lists of at most `most` items.
+
+    When memory runs out in `fn`, what the failed call held is freed and its items, no others, are computed
+    again in a smaller way (see `Recovery.failed`). So `fn` must be repeatable, and everything that may run out
+    of memory, moving weights included, must happen in it or in the context of `placement`.
+
+    An item is taken from `items` once, and only when its batch is due. Closing the generator closes `items` if
+    that is a generator. Every other exception passes through. Raises OutOfMemory when nothing is left to try,
+    ValueError if `fn` does not return one result per item.
+    """
+    source = iter(items)
+    waiting: deque[T] = deque()  # taken from the source and not computed yet
+    again = freed = False  # the first waiting item has failed before; has been repeated after freeing memory
+    try:
+        while True:
+            limit = most() if callable(most) else most
+            incoming = placement.incoming()
+            count = recovery.batch_size(task, limit, incoming)
+            waiting.extend(islice(source, max(count - len(waiting), 0)))
+            batch = list(islice(waiting, count))
+            if not batch:
+                return
+            seen, size = recovery.steps_taken, len(batch)
+            results, failure = attempt(fn, batch, placement)
+            del batch
+            if failure is not None:
+                # Weights that left the device with the failed batch count as used by it.
+                incoming = placement.incoming()
+                freed = recovery.failed(
+                    task, size, failure, again=again, freed=freed, seen=seen, incoming=incoming
+                )
+                again = True
+                continue
+            again = freed = False
+            recovery.succeeded(task, size, placement.peak)
+            for _ in range(size):
+                waiting.popleft()
+            while results:
+                yield results.popleft()
+    finally:
+        if hasattr(source, "close"):
+            source.close()
+
+
+def attempt(
+    fn: Callable[[list[T]], Iterable[R]], batch: list[T], placement: Placement
+) -> tuple[deque[R], Failure | None]:
+    """Return the results, or the failure. By then the error is gone, and with it the tensors it pinned."""
+    failure = None
+    try:
+        with placement.inside():
+            results = deque(fn(list(batch)))
+    except Exception as error:
+        if not is_oom(error):
+            raise
+        failure = Failure.of(error)
+    if failure is not None:
+        return deque(), failure
+    if len(results) != len(batch):
+        raise ValueError(f"A batch of {len(batch)} gave {len(results)} results; expected one for each item.")
+    return results, None
