@@ -213,6 +213,8 @@ def integrate_adaptive_optimizer(
         history=history,
     )
     optimizer.configure(pipeline, video_length, resolution)
+    if getattr(pipeline, "optimizer", None) is not optimizer:
+        pipeline.optimizer = optimizer  # type: ignore[attr-defined]
     return pipeline
 
 

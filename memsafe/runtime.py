@@ -80,7 +80,7 @@ class Runtime:
         key_weight: float | None = None,
         optimizer: AdaptiveMemoryOptimizer | None = None,
     ) -> None:
-        self.optimizer = (
+        self._optimizer = (
             AdaptiveMemoryOptimizer.fixed(plan, info, history) if optimizer is None else optimizer
         )
         self.host: Host = host if host is not None else NullHost()
@@ -123,6 +123,16 @@ class Runtime:
             key_weight=key_weight,
             optimizer=optimizer,
         )
+
+    @property
+    def optimizer(self) -> AdaptiveMemoryOptimizer:
+        """Plans the runs and sizes their batches. Not to be replaced during a run."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: AdaptiveMemoryOptimizer) -> None:
+        self._optimizer = optimizer
+        self._begin(Workload())
 
     @property
     def info(self) -> DeviceInfo:

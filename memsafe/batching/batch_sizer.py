@@ -249,7 +249,7 @@ class BatchSizer:
         failed = min((batch for batch, then in sizes.failures.items() if then >= free), default=None)
         if failed is not None:
             worked = max((batch for batch, peak in sizes.peaks.items() if peak <= free), default=0)
-            sizes.failed, sizes.limit = failed, max((worked + failed) // 2, 1)
+            sizes.failed, sizes.limit = failed, max(worked, failed // 2, 1)
 
     def _record_peak(self, sizes: _Sizes, batch: int, peak: int) -> None:
         before = sizes.peaks.pop(batch, None)

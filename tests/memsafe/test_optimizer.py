@@ -26,7 +26,7 @@ from latentsync_memsafe.memsafe import (
     plan_for,
     probe,
 )
-from latentsync_memsafe.memsafe.plan.request import PlanRequest
+from latentsync_memsafe.memsafe.device import memory
 
 from support.cards import GIB, card
 from support.small_models import tiny_bundle
@@ -44,29 +44,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DeviceInfo]]:
     """The device that is found; the list's only item can be replaced."""
     found = [replace(card(80), index=0)]
-    monkeypatch.setattr("latentsync_memsafe.memsafe.plan.request.probe", lambda device: found[0])
-    monkeypatch.setattr(
-        "latentsync_memsafe.memsafe.batching.budget.available_memory", lambda info: info.free_memory
-    )
+    monkeypatch.setattr(optimizer, "probe", lambda device: found[0])
+    monkeypatch.setattr(memory, "available_memory", lambda info, ram: info.free_memory)
+    monkeypatch.setattr(optimizer, "allocated_memory", lambda device: None)
     return found
-
-
-class Diffusers:
-    """A pipeline with diffusers' switches, which notes what is called."""
-
-    def __init__(self, *without: str, vae: object = None) -> None:
-        self.calls: list[tuple[str, dict]] = []
-        self.unet, self.vae = None, vae
-        for name in optimizer._SAVERS:
-            if name not in without:
-                setattr(self, name, self._noting(name))
-
-    def _noting(self, name: str):
-        return lambda **arguments: self.calls.append((name, arguments))
-
-
-def names(pipeline: Diffusers) -> list[str]:
-    return [name for name, _ in pipeline.calls]
 
 
 def test_it_chooses_batch_sizes_for_this_machine() -> None:
@@ -130,16 +111,37 @@ def test_our_pipeline_gets_the_plan_and_keeps_its_host_and_device() -> None:
     info = probe("cpu")
     runtime = Runtime(plan_for(info), info, host, attention_mode="flex", key_weight=3)
     pipeline = LipSyncPipeline(tiny_bundle(), runtime)
-    before = pipeline.runtime
-    one = integrate_adaptive_optimizer(pipeline, video_length=20, resolution=(160, 144))
-    assert isinstance(one, AdaptiveMemoryOptimizer)
-    assert pipeline.runtime is not before and pipeline.runtime.host is host
+    assert integrate_adaptive_optimizer(pipeline, video_length=20, resolution=(160, 144)) is pipeline
+    one = pipeline.optimizer
+    assert isinstance(one, AdaptiveMemoryOptimizer) and pipeline.runtime.optimizer is one
+    assert pipeline.runtime.host is host
     assert pipeline.runtime.attention_mode is AttentionMode.FLEX and pipeline.runtime.key_weight == 3
     assert pipeline.runtime.plan is one.plan and pipeline.runtime.device.type == "cpu"
-    assert one.budget.foreseen("frames") == 160 * 144 * 3
+    assert one.sizer.estimated_bytes("frames") == 160 * 144 * 3
     bundle = pipeline.bundle
-    assert bundle.config.name in one.budget.key and f"{bundle.config.resolution} px" in one.budget.key
+    assert bundle.config.name in one.sizer.key and f"{bundle.config.resolution} px" in one.sizer.key
     assert one.plan.dtype is next(bundle.unet.parameters()).dtype
+    for task in TASKS:
+        assert pipeline.optimizer.get_optimal_batch_size(task) >= 1
+
+
+def test_a_run_is_planned_and_sized_by_the_optimizer() -> None:
+    """The object that users hold is the one that the run asks, not a second one."""
+    pipeline = LipSyncPipeline(replace(tiny_bundle(), detector=SameFace()), Runtime.auto("cpu"))
+    integrate_adaptive_optimizer(pipeline, video_length=20, resolution=(160, 144))
+    asked: list[object] = []
+    prepare, one = pipeline.optimizer.prepare, pipeline.optimizer
+
+    def noted(*arguments, **settings):
+        plan = prepare(*arguments, **settings)
+        get = one.sizer.get
+        one.sizer.get = lambda task, *a, **k: asked.append(task) or get(task, *a, **k)
+        return plan
+
+    one.prepare = noted
+    audio = (np.sin(np.arange(12_800) / 9).astype(np.float32), 16_000)
+    list(pipeline.stream(scene(), audio, SyncOptions(steps=1, resolution=64)))
+    assert {"face_processing", "vae_encode", "unet_inference", "vae_decode"} <= set(asked)
 
 
 def test_our_pipeline_makes_the_same_frames_with_it() -> None:
@@ -161,31 +163,26 @@ def test_our_pipeline_makes_the_same_frames_with_it() -> None:
 def test_the_pipelines_own_limit_is_kept(gpu: list[DeviceInfo], monkeypatch: pytest.MonkeyPatch) -> None:
     info = gpu[0].limited_to(8)
     pipeline = SimpleNamespace(runtime=Runtime(plan_for(info), info), bundle=tiny_bundle())
-    assert integrate_adaptive_optimizer(pipeline).plan.tier is Tier.COMPACT
-    assert integrate_adaptive_optimizer(pipeline, vram_limit_gb=24).plan.tier is Tier.PROFESSIONAL
+    assert integrate_adaptive_optimizer(pipeline).optimizer.plan.tier is Tier.COMPACT
+    assert integrate_adaptive_optimizer(pipeline, vram_limit_gb=24).optimizer.plan.tier is Tier.PROFESSIONAL
 
 
 def asked(gpu: list[DeviceInfo], **choices: object) -> Runtime:
     """What `Runtime.auto` makes of these on the device that is found."""
-    request = PlanRequest(gpu[0].device, **choices)
-    info = request.look()
-    return Runtime(request.plan(info), info, request=request)
+    one = AdaptiveMemoryOptimizer(gpu[0].device, **choices)
+    return Runtime(one.plan, one.info, optimizer=one)
 
 
-def test_weights_in_float32_are_multiplied_as_before_and_others_as_they_are(gpu: list[DeviceInfo]) -> None:
+def test_float32_weights_are_computed_in_half_precision_unless_asked_otherwise(gpu: list[DeviceInfo]) -> None:
     bundle = tiny_bundle()
     gpu[0] = replace(card(12), index=0)
     pipeline = SimpleNamespace(runtime=asked(gpu), bundle=bundle)
     assert pipeline.runtime.plan.dtype is torch.float16
-    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.float16
+    assert integrate_adaptive_optimizer(pipeline).optimizer.plan.dtype is torch.float16
     bundle.unet.to(torch.bfloat16)
-    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.bfloat16
+    assert integrate_adaptive_optimizer(pipeline).optimizer.plan.dtype is torch.bfloat16
     pipeline = SimpleNamespace(runtime=asked(gpu, dtype=torch.float32), bundle=tiny_bundle())
-    assert integrate_adaptive_optimizer(pipeline).plan.dtype is torch.float32
-    # Nobody multiplies a foreign pipeline's in another dtype.
-    foreign = Diffusers()
-    foreign.unet = tiny_bundle().unet
-    assert integrate_adaptive_optimizer(foreign).plan.dtype is torch.float32
+    assert integrate_adaptive_optimizer(pipeline).optimizer.plan.dtype is torch.float32
 
 
 def test_what_was_asked_of_the_runtime_before_is_kept(gpu: list[DeviceInfo]) -> None:
@@ -193,25 +190,26 @@ def test_what_was_asked_of_the_runtime_before_is_kept(gpu: list[DeviceInfo]) -> 
     runtime = asked(gpu, memory_mode="conservative", vram_limit_gb=20, offload=True)
     pipeline = SimpleNamespace(runtime=runtime, bundle=tiny_bundle())
     for _ in range(2):  # of what the first one made too
-        plan = integrate_adaptive_optimizer(pipeline, video_length=20).plan
+        plan = integrate_adaptive_optimizer(pipeline, video_length=20).optimizer.plan
         assert plan.memory_mode is MemoryMode.CONSERVATIVE and plan.offload
         assert pipeline.runtime.info.limit == 20 * GIB
-    assert integrate_adaptive_optimizer(pipeline, memory_mode="aggressive").plan.offload
+    assert integrate_adaptive_optimizer(pipeline, memory_mode="aggressive").optimizer.plan.offload
     assert pipeline.runtime.plan.memory_mode is MemoryMode.AGGRESSIVE
 
 
 def test_every_run_is_planned_anew_by_what_is_there_then(monkeypatch: pytest.MonkeyPatch) -> None:
     info = probe("cpu")
     found = [replace(info, ram_available=8 * GIB)]
-    monkeypatch.setattr("latentsync_memsafe.memsafe.plan.request.probe", lambda device: found[0])
+    monkeypatch.setattr(optimizer, "probe", lambda device: found[0])
     bundle = tiny_bundle()
     pipeline = SimpleNamespace(runtime=Runtime(plan_for(info), info), bundle=bundle)
-    one = integrate_adaptive_optimizer(pipeline, memory_mode="conservative")
+    one = integrate_adaptive_optimizer(pipeline, memory_mode="conservative").optimizer
     with pipeline.runtime.run():
         assert pipeline.runtime.plan == one.plan
+    before = one.plan
     found[0] = replace(info, ram_available=4 * GIB)
     with pipeline.runtime.run():
-        assert 2 * pipeline.runtime.plan.ram_budget == one.plan.ram_budget
+        assert 2 * pipeline.runtime.plan.ram_budget == before.ram_budget
         assert pipeline.runtime.plan.memory_mode is MemoryMode.CONSERVATIVE
 
 
@@ -219,82 +217,30 @@ def test_long_or_large_video_waits_in_smaller_numbers(gpu: list[DeviceInfo]) -> 
     pipeline = SimpleNamespace(runtime=Runtime(plan_for(gpu[0]), gpu[0]), bundle=tiny_bundle())
     gpu[0] = replace(gpu[0], ram_available=4 * GIB)
     plans = [
-        integrate_adaptive_optimizer(pipeline, video_length=10_000, resolution=size).plan
+        integrate_adaptive_optimizer(pipeline, video_length=10_000, resolution=size).optimizer.plan
         for size in ((480, 640), (1080, 1920), (4320, 7680))
     ]
     ahead = [plan.decode_ahead for plan in plans]
     assert ahead == sorted(ahead, reverse=True) and ahead[0] > ahead[2] >= 1
-    assert integrate_adaptive_optimizer(pipeline, video_length=5).plan.windows == 1
+    assert integrate_adaptive_optimizer(pipeline, video_length=5).optimizer.plan.windows == 1
     with pytest.raises(ValueError, match="video_length is 0"):
         integrate_adaptive_optimizer(pipeline, video_length=0)
     with pytest.raises(ValueError, match=r"resolution is \(0, 5\)"):
         integrate_adaptive_optimizer(pipeline, resolution=(0, 5))
 
 
-def test_a_diffusers_pipeline_is_switched_as_its_card_needs(gpu: list[DeviceInfo]) -> None:
-    cuda = torch.device("cuda", 0)
-    large = Diffusers()
-    integrate_adaptive_optimizer(large, resolution=(512, 512))
-    assert names(large) == []
-    small = Diffusers()
-    integrate_adaptive_optimizer(small, resolution=(512, 512), vram_limit_gb=8)
-    assert names(small) == [
-        "enable_attention_slicing",
-        "enable_vae_slicing",
-        "enable_vae_tiling",
-        "enable_model_cpu_offload",
-    ]
-    assert small.calls[-1][1] == {"device": cuda}
-    tiny = Diffusers()
-    integrate_adaptive_optimizer(tiny, vram_limit_gb=3)
-    assert tiny.calls[-1] == ("enable_sequential_cpu_offload", {"device": cuda})
-    assert "enable_model_cpu_offload" not in names(tiny)
-
-
-def test_the_vaes_own_switches_are_preferred_and_missing_ones_passed_over(gpu: list[DeviceInfo]) -> None:
-    called = []
-    vae = SimpleNamespace(
-        enable_slicing=lambda: called.append("slicing"), enable_tiling=lambda: called.append("tiling")
-    )
-    pipeline = Diffusers("enable_attention_slicing", "enable_model_cpu_offload", vae=vae)
-    integrate_adaptive_optimizer(pipeline, vram_limit_gb=8)
-    assert called == ["slicing", "tiling"] and names(pipeline) == []
-
-
-def test_a_switch_that_refuses_is_logged_and_the_others_follow(
-    gpu: list[DeviceInfo], caplog: pytest.LogCaptureFixture
-) -> None:
-    pipeline = Diffusers()
-
-    def refuse(**arguments: object) -> None:
-        raise ImportError("`enable_vae_slicing` requires `accelerate`")
-
-    pipeline.enable_vae_slicing = refuse
-    integrate_adaptive_optimizer(pipeline, vram_limit_gb=8)
-    assert "requires `accelerate`" in caplog.text
-    assert names(pipeline)[-1] == "enable_model_cpu_offload"
-
-
-def test_a_real_diffusers_vae_is_switched(gpu: list[DeviceInfo]) -> None:
-    pipeline = Diffusers(vae=tiny_bundle().vae)
-    pipeline.unet = tiny_bundle().unet
-    one = integrate_adaptive_optimizer(pipeline, resolution=(64, 64), vram_limit_gb=8)
-    assert pipeline.vae.use_slicing and pipeline.vae.use_tiling
-    assert one.budget.foreseen("vae_decode") and one.budget.foreseen("unet_inference")
-
-
 def test_what_is_no_pipeline_is_refused(gpu: list[DeviceInfo]) -> None:
-    with pytest.raises(ValueError, match="Linear has neither a runtime nor a memory saver"):
+    with pytest.raises(ValueError, match="Linear has no runtime; expected a LipSyncPipeline"):
         integrate_adaptive_optimizer(nn.Linear(1, 1))
 
 
-def test_the_profile_is_logged_once_and_nothing_printed(
+def test_the_plan_is_logged_once_and_nothing_printed(
     gpu: list[DeviceInfo], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline = Diffusers()
+    pipeline = SimpleNamespace(runtime=Runtime(plan_for(gpu[0]), gpu[0]), bundle=tiny_bundle())
     with caplog.at_level(logging.INFO):
-        one = integrate_adaptive_optimizer(pipeline, video_length=50, resolution=(512, 512), vram_limit_gb=8)
-        one.configure(pipeline, 50, (512, 512))
+        integrate_adaptive_optimizer(pipeline, video_length=50, resolution=(512, 512), vram_limit_gb=8)
+        pipeline.optimizer.configure(pipeline, 50, (512, 512))
     profiles = [message for message in caplog.messages if message.startswith("compact plan, balanced")]
     assert len(profiles) == 1 and "test card (8.0 GiB)" in profiles[0] and "'vae_batch': 1" in profiles[0]
     assert capfd.readouterr() == ("", "")

@@ -1,27 +1,29 @@
-"""The ladder, climbed rung by rung, and the error at its end."""
+"""Recovery: steps down in order, permissions, and the error at the end."""
 
 import gc
 import logging
 import weakref
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from latentsync_memsafe.memsafe.batching.ladder import RUNGS, Ladder, Relief, Rung
+from latentsync_memsafe.memsafe import BatchSizer, MemoryPlan, Task, plan_for, steps_named
+from latentsync_memsafe.memsafe.batching.batches import run_batched
 from latentsync_memsafe.memsafe.batching.oom import Failure
-from latentsync_memsafe.memsafe.batching.pressure import PressureWatch
-from latentsync_memsafe.memsafe.batching.recovery import OutOfMemory, Recovery, StartOver, starting_over
-from latentsync_memsafe.memsafe.batching.run import run_batches
+from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor
+from latentsync_memsafe.memsafe.batching.recovery import OutOfMemory, PlanChanged, Recovery
+from latentsync_memsafe.memsafe.plan.steps import PERMISSIONS, STEPS, step_down
 
+from support.cards import GIB, card
 from support.faults import AMBIGUOUS, little_garbage
 
-GIB = 2**30
-EVERY = {rung.name: None for rung in RUNGS}
-PERMISSIONS = [rung.permission for rung in RUNGS if rung.permission]
 ON_DEVICE = Failure("CUDA out of memory.", 2 * GIB, on_host=False)
 ON_HOST = Failure("MemoryError", None, on_host=True)
+LARGE_PLAN = plan_for(card(24))
+SINGLE = [step for step in STEPS if step.name not in ("vae_batch", "windows")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,183 +32,171 @@ def quick_collections() -> Iterator[None]:
         yield
 
 
-def climb(recovery: Recovery, stage: str, failure: Failure = ON_DEVICE) -> None:
-    """One item alone has failed again, after freeing."""
-    recovery.make_room(stage, 1, failure, failed=True, seen=recovery.rungs_taken)
+def recovery(*names: str, plan: MemoryPlan = LARGE_PLAN, **others) -> Recovery:
+    steps = steps_named(*names) if names else SINGLE
+    plenty = SimpleNamespace(ram=lambda: 2**40, device=lambda: 2**40, refresh=lambda: None)
+    return Recovery(plan, BatchSizer(card(24), plan, free=plenty), steps=steps, **others)
 
 
-def test_the_rungs_come_in_order_once_each_and_then_the_error(caplog: pytest.LogCaptureFixture) -> None:
-    made: list[str] = []
-    actions = {rung.name: lambda name=rung.name: made.append(name) for rung in RUNGS}
-    recovery = Recovery(Ladder(actions, allowed=PERMISSIONS))
+def fail(one: Recovery, task: Task = Task.UNET_INFERENCE, failure: Failure = ON_DEVICE) -> None:
+    """One item alone fails again, after a plain repetition."""
+    one.failed(task, 1, failure, again=True, freed=True, seen=one.steps_taken)
+
+
+def test_steps_come_in_order_and_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    applied: list[tuple[MemoryPlan, MemoryPlan]] = []
+    one = recovery(allowed=PERMISSIONS, apply=lambda old, new: applied.append((old, new)))
     with caplog.at_level(logging.WARNING):
-        for rung in RUNGS:
-            assert not getattr(recovery.relief, rung.name)
-            if rung.starts_over:
-                with pytest.raises(StartOver):
-                    climb(recovery, "denoise")
-            else:
-                climb(recovery, "denoise")
-            assert getattr(recovery.relief, rung.name) and made[-1] == rung.name
-        with pytest.raises(OutOfMemory):
-            climb(recovery, "denoise")
-    names = [rung.name for rung in RUNGS]
-    assert made == names
-    assert names == [field.name for field in fields(Relief)]
+        while True:
+            try:
+                fail(one)
+            except PlanChanged:
+                continue
+            except OutOfMemory:
+                break
+    names = list(one.plan.steps)
     assert names == [
-        "single_frame",
         "two_pass_guidance",
         "slicing",
-        "vae_tiling",
         "offload",
         "stream_weights",
-        "frame_windows",
-        "lower_resolution",
+        "int8",
+        *["frame_windows"] * 4,  # 8, 4, 2, 1
+        *["lower_resolution"] * 4,  # 448, 384, 320, 256
         "cpu",
     ]
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * len(RUNGS)
-    for rung, record, line in zip(RUNGS, caplog.records, recovery.report(), strict=True):
-        assert rung.effect in record.message
-        assert ("changes the picture" in record.message) == rung.changes_picture
-        assert line == {
-            "stage": "denoise",
-            "action": rung.name,
-            "error": ON_DEVICE.text,
-            "changes_picture": rung.changes_picture,
-            "count": 1,
-        }
+    assert one.plan.window_frames == 1 and one.plan.face_resolution == 256
+    assert one.plan.device.type == "cpu" and one.plan.dtype is torch.float32
+    assert [new.steps[-1] for _, new in applied] == names
+    effects = {step.name: step for step in STEPS}
+    for name, record in zip(names, caplog.records, strict=True):
+        assert effects[name].effect in record.message
+        assert ("changes the output" in record.message) == effects[name].changes_output
+    lines = one.report()
+    assert [line["action"] for line in lines] == list(dict.fromkeys(names))
+    assert {line["action"]: line["count"] for line in lines}["lower_resolution"] == 4
+    assert all(line["changes_picture"] == effects[line["action"]].changes_output for line in lines)
 
 
-def test_what_changes_the_picture_beyond_the_seams_of_tiles_needs_permission() -> None:
-    recovery = Recovery(Ladder(EVERY))
-    recovery.sizes.get("decode", 4)  # or taking one frame at a time would change nothing
-    taken = []
+def test_every_step_that_changes_the_output_needs_a_permission() -> None:
+    assert all(step.permission for step in STEPS if step.changes_output)
+    for task in Task:
+        one = recovery()
+        with pytest.raises(OutOfMemory):
+            for _ in range(20):
+                fail(one, task)
+        assert one.plan.output_changes == "" and not one.plan.int8 and one.plan.window_frames == 16
+
+
+def test_the_error_names_the_permissions_that_would_help() -> None:
+    one = recovery()
     with pytest.raises(OutOfMemory) as error:
-        for _ in RUNGS:
-            climb(recovery, "denoise")
-            taken.append(recovery.retries[-1].action)
-    assert taken == [
-        "single_frame",
-        "two_pass_guidance",
-        "slicing",
-        "vae_tiling",
-        "offload",
-        "stream_weights",
-    ]
-    assert not (recovery.relief.frame_windows or recovery.relief.lower_resolution or recovery.relief.cpu)
+        for _ in range(20):
+            fail(one)
     assert "allow_lower_resolution=True or allow_cpu=True" in str(error.value)
-    assert [rung.permission for rung in RUNGS if rung.changes_picture] == [
-        None,
-        "allow_frame_windows",
-        "allow_lower_resolution",
-    ]
+    with pytest.raises(OutOfMemory, match="Try allow_vae_tiling=True or"):
+        fail(recovery("slicing", "vae_tiling"), Task.VAE_DECODE)
 
 
-def test_rungs_that_do_not_exist_gain_nothing_or_hold_already_are_passed_over() -> None:
-    tried = []
+def test_steps_already_in_force_and_steps_that_run_out_of_memory_are_skipped() -> None:
+    def apply(old: MemoryPlan, new: MemoryPlan) -> None:
+        if new.steps[-1] == "offload":
+            raise MemoryError
 
-    def useless() -> bool:
-        tried.append("two_pass_guidance")
-        return False
-
-    def exhausted() -> None:
-        tried.append("slicing")
-        raise MemoryError
-
-    actions = {
-        "single_frame": None,  # every batch is of one already
-        "two_pass_guidance": useless,
-        "slicing": exhausted,
-        "offload": lambda: pytest.fail("the plan does that already"),
-        "stream_weights": None,
-    }
-    recovery = Recovery(Ladder(actions), relief=Relief(offload=True))
-    climb(recovery, "denoise")
-    assert [retry.action for retry in recovery.retries] == ["stream_weights"]
-    assert tried == ["two_pass_guidance", "slicing"]
-    assert recovery.relief == Relief(
-        single_frame=True, two_pass_guidance=True, offload=True, stream_weights=True
-    )
+    plan = replace(LARGE_PLAN, guidance_passes=2)
+    one = recovery("two_pass_guidance", "slicing", "offload", "stream_weights", plan=plan, apply=apply)
+    fail(one)
+    fail(one)
+    assert [retry.action for retry in one.retries] == ["slicing", "stream_weights"]
+    assert not one.plan.offload
     with pytest.raises(OutOfMemory):
-        climb(recovery, "denoise")
-    assert len(tried) == 2
+        fail(one)
 
 
-def test_an_action_that_breaks_is_not_hidden() -> None:
-    def broken() -> None:
+def test_a_bug_while_a_step_is_applied_is_not_hidden() -> None:
+    def broken(old: MemoryPlan, new: MemoryPlan) -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError, match="bug"):
-        climb(Recovery(Ladder({"slicing": broken})), "denoise")
+        fail(recovery("slicing", apply=broken))
 
 
-def test_a_rung_is_kept_for_the_stages_that_it_helps() -> None:
-    recovery = Recovery(
-        Ladder(
-            {"two_pass_guidance": None, "vae_tiling": None, "offload": None},
-            stages={"two_pass_guidance": ["denoise"], "vae_tiling": ["encode", "decode"]},
-        )
-    )
-    climb(recovery, "decode")
-    climb(recovery, "denoise")
-    climb(recovery, "denoise")
-    assert [(retry.stage, retry.action) for retry in recovery.retries] == [
+def test_a_step_is_taken_only_for_tasks_that_it_helps() -> None:
+    one = recovery("two_pass_guidance", "offload", "vae_tiling", allowed=["allow_vae_tiling"])
+    fail(one, Task.VAE_DECODE)
+    fail(one, Task.VAE_DECODE)
+    fail(one)
+    with pytest.raises(OutOfMemory):
+        fail(one, Task.FACE_PROCESSING)
+    assert [(retry.stage, retry.action) for retry in one.retries] == [
+        ("decode", "offload"),
         ("decode", "vae_tiling"),
         ("denoise", "two_pass_guidance"),
-        ("denoise", "offload"),
     ]
 
 
-def test_what_fills_main_memory_is_no_answer_to_full_main_memory() -> None:
-    recovery = Recovery(Ladder({"slicing": None, "offload": None, "cpu": None}, allowed=["allow_cpu"]))
-    climb(recovery, "denoise", ON_HOST)
-    with pytest.raises(OutOfMemory):
-        climb(recovery, "denoise", ON_HOST)
-    climb(recovery, "denoise", ON_DEVICE)
-    assert [retry.action for retry in recovery.retries] == ["slicing", "offload"]
-
-
-def test_single_frame_holds_for_every_stage() -> None:
-    recovery = Recovery(Ladder({"single_frame": None, "slicing": None}))
-    assert recovery.batch_size("detect", 8) == 8
-    climb(recovery, "denoise")
-    assert [recovery.batch_size(stage, 8) for stage in ("detect", "decode", "new")] == [1, 1, 1]
-    for _ in range(100):
-        recovery.succeeded("detect", 1)
-    assert recovery.batch_size("detect", 8) == 1
-    assert Recovery(relief=Relief(single_frame=True)).batch_size("detect", 8) == 1
-
-
-def test_the_error_says_what_was_needed_what_there_was_and_what_to_change() -> None:
-    watch = PressureWatch(lambda: (3 * GIB, 16 * GIB), lambda: (GIB // 2, 6 * GIB))
-    recovery = Recovery(
-        Ladder({"slicing": None, "cpu": None}),
-        pressure=watch,
-        advice=("memory_mode=conservative", "resolution=256"),
+def test_a_failed_denoiser_leaves_the_batches_of_other_tasks_alone() -> None:
+    one = recovery()
+    before = {task: one.batch_size(task, 8) for task in (Task.FACE_PROCESSING, Task.VAE_DECODE)}
+    fail(one)
+    assert (
+        {task: one.batch_size(task, 8) for task in before}
+        == before
+        == {
+            Task.FACE_PROCESSING: 8,
+            Task.VAE_DECODE: 8,
+        }
     )
-    climb(recovery, "decode")
+
+
+def test_full_host_memory_is_not_answered_by_moving_memory_to_the_host() -> None:
+    one = recovery("slicing", "offload", "cpu", allowed=["allow_cpu"])
+    fail(one, failure=ON_HOST)
+    with pytest.raises(OutOfMemory):
+        fail(one, failure=ON_HOST)
+    fail(one, failure=ON_DEVICE)
+    assert [retry.action for retry in one.retries] == ["slicing", "offload"]
+
+
+def test_the_resolution_goes_down_in_steps_of_64_to_half() -> None:
+    for resolution, lowest in ((512, 256), (256, 128), (192, 128), (128, 64), (64, None)):
+        plan = replace(LARGE_PLAN, resolution=resolution, face_resolution=resolution)
+        seen = []
+        while (
+            following := step_down(plan, Task.VAE_DECODE, PERMISSIONS, steps=steps_named("lower_resolution"))
+        ) is not None:
+            plan = following
+            seen.append(plan.face_resolution)
+        assert (seen[-1] if seen else None) == lowest and all(side % 64 == 0 for side in seen)
+
+
+def test_the_error_says_what_was_needed_what_was_free_and_what_to_change() -> None:
+    monitor = PressureMonitor(lambda: (3 * GIB, 16 * GIB), lambda: (GIB // 2, 6 * GIB))
+    advice = ("memory_mode=conservative", "resolution=256")
+    one = recovery("slicing", "cpu", pressure=monitor, advice=advice)
+    fail(one)
     with pytest.raises(OutOfMemory) as error:
-        climb(recovery, "decode")
+        fail(one)
     assert str(error.value) == (
-        "Memory ran out in decode: it needed 2.00 GiB more, with 512.00 MiB of 6.00 GiB of GPU memory free, even "
+        "Memory ran out in denoise: it needed 2.00 GiB more, with 512.00 MiB of 6.00 GiB of GPU memory free, even "
         "with one item at a time, slicing. Try allow_cpu=True or memory_mode=conservative."
     )
     small = Failure("CUDA out of memory.", 20 * 2**20, on_host=False)
     with pytest.raises(OutOfMemory, match=r"needed 20\.00 MiB more"):
-        climb(recovery, "decode", small)
+        fail(one, failure=small)
     assert error.value.__cause__ is None and error.value.__context__ is None
     with pytest.raises(
         OutOfMemory, match=r"needed more memory, with 3\.00 GiB of 16\.00 GiB of main memory free"
     ):
-        climb(recovery, "decode", ON_HOST)
-    with pytest.raises(OutOfMemory, match=r"2\.00 GiB more, than there was.*smaller picture or a device"):
-        climb(Recovery(), "decode")
+        fail(one, failure=ON_HOST)
+    with pytest.raises(OutOfMemory, match=r"2\.00 GiB more, than there was.*smaller resolution or a device"):
+        fail(recovery("cpu"), Task.PASTE)
 
 
 @pytest.mark.parametrize("text", AMBIGUOUS)
-def test_an_error_that_is_not_memory_ends_after_the_ladder_in_its_own_words(text: str) -> None:
-    watch = PressureWatch(lambda: (3 * GIB, 16 * GIB), lambda: (5 * GIB, 6 * GIB))
-    recovery = Recovery(Ladder({"slicing": None}), pressure=watch)
+def test_an_ambiguous_error_ends_after_the_steps_in_its_own_words(text: str) -> None:
+    monitor = PressureMonitor(lambda: (3 * GIB, 16 * GIB), lambda: (5 * GIB, 6 * GIB))
+    one = recovery("slicing", pressure=monitor)
     sizes = []
 
     def never(batch: list[int]) -> list[int]:
@@ -214,24 +204,20 @@ def test_an_error_that_is_not_memory_ends_after_the_ladder_in_its_own_words(text
         raise RuntimeError(f"{text}\nmore lines")
 
     with pytest.raises(OutOfMemory) as error:
-        list(run_batches(range(4), never, 4, stage="decode", recovery=recovery))
-    assert sizes == [4, 2, 1, 1]  # halved, and again after the rung
+        list(run_batched(never, range(4), task=Task.UNET_INFERENCE, recovery=one, most=2))
+    assert sizes == [2, 1, 1, 1]  # halved, in slices, and once more as it was
     assert str(error.value) == (
-        f"Memory may have run out in decode: {text}, with 5.00 GiB of 6.00 GiB of GPU memory free, even with one item "
-        "at a time, slicing. Try a smaller picture or a device with more memory, or another version of torch or the "
-        "driver."
+        f"Memory may have run out in denoise: {text}, with 5.00 GiB of 6.00 GiB of GPU memory free, even with one "
+        "item at a time, slicing. Try a smaller resolution or a device with more memory, or another version of "
+        "torch or the driver."
     )
 
 
-def test_names_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"Unknown rung: tiling; expected one of single_frame, two_pass"):
-        Ladder({"tiling": None})
-    with pytest.raises(ValueError, match="Unknown rung: tiling"):
-        Ladder({}, stages={"tiling": ["decode"]})
-    with pytest.raises(ValueError, match=r"Unknown permission: cpu; expected one of allow_frame_windows"):
-        Ladder({}, allowed=["cpu"])
-    with pytest.raises(ValueError, match="Unknown field of Relief: magic"):
-        Ladder({}, rungs=[Rung("magic", "everything fits")])
+def test_unknown_steps_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"Unknown step: tiling; expected one of vae_batch, windows, two_pass"
+    ):
+        steps_named("tiling")
 
 
 def test_memory_is_freed_after_garbage_has_been_collected() -> None:
@@ -246,22 +232,8 @@ def test_memory_is_freed_after_garbage_has_been_collected() -> None:
     gc.disable()
     try:
         alive_when_freed = []
-        recovery = Recovery(free=lambda: alive_when_freed.append(tensor() is not None))
-        recovery.make_room("decode", 4, ON_DEVICE, failed=False, seen=0)
+        one = recovery(free=lambda: alive_when_freed.append(tensor() is not None))
+        one.failed(Task.VAE_DECODE, 4, ON_DEVICE)
     finally:
         gc.enable()
     assert alive_when_freed == [False]
-
-
-def test_starting_over_repeats_until_the_rungs_are_through() -> None:
-    recovery = Recovery(Ladder({"lower_resolution": None, "cpu": None}, allowed=PERMISSIONS))
-    made = []
-
-    def window() -> str:
-        made.append((recovery.relief.lower_resolution, recovery.relief.cpu))
-        if not recovery.relief.cpu:
-            climb(recovery, "denoise")
-        return "done"
-
-    assert starting_over(window) == "done"
-    assert made == [(False, False), (True, False), (True, True)]
