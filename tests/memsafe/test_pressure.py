@@ -7,8 +7,8 @@ import pytest
 
 from latentsync_memsafe.memsafe.batching.pressure import (
     Level,
-    Pool,
-    PressureWatch,
+    MemoryKind,
+    PressureMonitor,
     Reading,
     Thresholds,
     free_at_peak,
@@ -25,8 +25,8 @@ class Machine:
         self.host, self.device, self.spilled, self.now = 100, 100, 0, 0.0
         self.looks = 0
 
-    def watch(self, **options: object) -> PressureWatch:
-        return PressureWatch(
+    def watch(self, **options: object) -> PressureMonitor:
+        return PressureMonitor(
             lambda: (self.host, 100),
             self._device,
             spilled=lambda: self.spilled,
@@ -38,7 +38,7 @@ class Machine:
         self.looks += 1
         return self.device, 100
 
-    def check(self, watch: PressureWatch) -> Level:
+    def check(self, watch: PressureMonitor) -> Level:
         """After a while."""
         self.now += 1
         return watch.check()
@@ -134,8 +134,8 @@ def test_a_measure_is_for_its_memory() -> None:
     machine = Machine()
     watch = machine.watch()
     taken: list[str] = []
-    watch.add("device", lambda: taken.append("device"), cost=1, pool=Pool.DEVICE)
-    watch.add("host", lambda: taken.append("host"), cost=2, pool=Pool.HOST)
+    watch.add("device", lambda: taken.append("device"), cost=1, kind=MemoryKind.DEVICE)
+    watch.add("host", lambda: taken.append("host"), cost=2, kind=MemoryKind.HOST)
     watch.add("either", lambda: taken.append("either"), cost=3)
     machine.host = 5
     machine.check(watch)
@@ -147,10 +147,10 @@ def test_a_measure_is_for_its_memory() -> None:
 
 
 def test_without_a_device_main_memory_is_what_counts() -> None:
-    watch = PressureWatch(lambda: (1, 100))
-    assert watch.main_pool is Pool.HOST and watch.check() is Level.CRITICAL
-    assert watch.read() == Reading(1, 100) and watch.read().of(Pool.DEVICE) is None
-    assert Machine().watch().main_pool is Pool.DEVICE
+    watch = PressureMonitor(lambda: (1, 100))
+    assert watch.main_kind is MemoryKind.HOST and watch.check() is Level.CRITICAL
+    assert watch.read() == Reading(1, 100) and watch.read().of(MemoryKind.DEVICE) is None
+    assert Machine().watch().main_kind is MemoryKind.DEVICE
 
 
 def test_the_host_may_have_thresholds_of_its_own() -> None:
@@ -167,7 +167,9 @@ def test_memory_that_the_driver_moved_away_is_critical_and_said_once(
     machine = Machine()
     watch = machine.watch()
     shrunk: list[bool] = []
-    watch.add("smaller batches", lambda: shrunk.append(True), cost=1, at=Level.CRITICAL, pool=Pool.DEVICE)
+    watch.add(
+        "smaller batches", lambda: shrunk.append(True), cost=1, at=Level.CRITICAL, kind=MemoryKind.DEVICE
+    )
     machine.spilled = 3 * GIB
     with caplog.at_level(logging.WARNING):
         assert machine.check(watch) is Level.CRITICAL
