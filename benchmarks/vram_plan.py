@@ -3,7 +3,7 @@
 Planned: the pipeline's own path of windows, from frames to frames, on the real networks with fake tensors,
 which have shapes but no values; the bytes of all storages on the fake card are counted. "plan": batches stay
 at the plan's sizes, which is what the goals are for. "grown": they grow into what the card has free, as in a
-run. "closed form": what memsafe/costs.py foresees, from which plans are made. Not counted: what torch's
+run. "model": the estimate of memsafe/plan/memory_model.py, from which plans are made. Not counted: what torch's
 allocator rounds up and keeps between tensors, workspaces of cuDNN and cuBLAS, the CUDA context, the detector.
 
 Measured (--measure): random weights of the true shapes on a real card that torch may use as much of as
@@ -31,11 +31,11 @@ from material import SIZE  # which is what finds the tests' helpers
 from latentsync_memsafe.latentsync.config import SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
-from latentsync_memsafe.latentsync.generator import Window, WindowGenerator
+from latentsync_memsafe.latentsync.generator import FaceGenerator, encode_audio_guarded
 from latentsync_memsafe.latentsync.weights.loading import ModelBundle
-from latentsync_memsafe.latentsync.workload import workload_of
+from latentsync_memsafe.latentsync.workload import workload_for
 from latentsync_memsafe.memsafe import (
-    Budget,
+    BatchSizer,
     DeviceInfo,
     MemoryMode,
     MemoryPlan,
@@ -92,18 +92,12 @@ def synced(bundle: ModelBundle, runtime: Runtime, groups: int) -> Outcome:
     frame = LocatedFrame(np.zeros((*SIZE[::-1], 3), np.uint8), template.matrix(POINTS)[0], 1.0)
     mel = torch.zeros(1, bundle.config.audio_encoder["n_mels"], 3000)
     peaks, held = [], []
-    with workload_of(bundle, runtime, options, SIDE, VIDEO) as workload, runtime.run(workload):
-        generator = WindowGenerator(bundle, runtime, options, template)
-        with torch.inference_mode(), runtime.stage("audio", bundle.audio_encoder):
-            heard = bundle.audio_encoder(mel.to(runtime.device))[0].flatten(0, 1)[:50]
-        window = bundle.config.num_frames
-        at_once = runtime.frames_at_once(window)
+    with runtime.run(workload_for(bundle, runtime, options, SIDE, VIDEO)):
+        generator = FaceGenerator(bundle, runtime, options, template)
+        features = encode_audio_guarded(bundle, runtime, mel)[0].flatten(0, 1)[:50]
+        at_once = runtime.frames_at_once(bundle.config.num_frames)
         for _ in range(groups):
-            windows = [
-                Window([frame] * window, torch.stack([heard] * window)) for _ in range(at_once // window)
-            ]
-            faces = deque(generator.synthesize(windows))
-            del windows
+            faces = deque(generator.generate([frame] * at_once, [features] * at_once))
             while faces:
                 generator.paste(frame, faces.popleft())
                 runtime.frame_finished()
@@ -138,7 +132,7 @@ def weights_counted(bundle: ModelBundle) -> Iterator[list[int]]:
 
 def batches_held() -> Any:
     """Inside, no batch grows: nothing is learnt of what it needed."""
-    return patch.object(Budget, "observe", lambda *_: None)
+    return patch.object(BatchSizer, "succeeded", lambda *_, **__: None)
 
 
 def planned(bundle: ModelBundle, plan: MemoryPlan, gigabytes: float, groups: int) -> Outcome:

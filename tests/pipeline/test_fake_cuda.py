@@ -16,10 +16,10 @@ from latentsync_memsafe.latentsync.config import ModelConfig, SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
 from latentsync_memsafe.latentsync.faces.mediapipe import MediaPipeDetector
-from latentsync_memsafe.latentsync.generator import SyncedFace, Window, WindowGenerator
+from latentsync_memsafe.latentsync.generator import FaceGenerator, GeneratedFace
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.weights.loading import ModelBundle
-from latentsync_memsafe.memsafe import Budget, ModelShape, Runtime, plan_for
+from latentsync_memsafe.memsafe import BatchSizer, ModelShape, Runtime, plan_for
 
 pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has no fake tensors")
 
@@ -28,12 +28,14 @@ from support.fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks, with
 POINTS = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
 
 
-def window(template: Template, count: int, width: int, missing: tuple[int, ...] = ()) -> Window:
-    """`count` located frames and the sound of each."""
+def window(
+    template: Template, count: int, width: int, missing: tuple[int, ...] = ()
+) -> tuple[list[LocatedFrame], list[torch.Tensor]]:
+    """`count` located frames and the audio features of each."""
     matrix, _ = template.matrix(POINTS)
     frame = np.zeros((160, 144, 3), np.uint8)
     frames = [LocatedFrame(frame, None if i in missing else matrix, 1.0) for i in range(count)]
-    return Window(frames, torch.empty(count, 50, width))
+    return frames, [torch.empty(50, width)] * count
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,11 @@ def test_a_window_from_frames_to_frames(dtype: torch.dtype, parity: bool, passes
     with fake_gpu(12):
         runtime = Runtime(replace(plan_for(info), guidance_passes=passes, dtype=dtype), info)
         bundle = loaded(networks("tiny"), dtype)
-        generator = WindowGenerator(bundle, runtime, options, template)
+        generator = FaceGenerator(bundle, runtime, options, template)
         width = bundle.config.unet["cross_attention_dim"]
-        windows = [window(template, 16, width), window(template, 7, width, missing=(0, 3))]
-        faces = generator.synthesize(windows)
-        located = [frame for one in windows for frame in one.frames]
+        full, short = window(template, 16, width), window(template, 7, width, missing=(0, 3))
+        located = full[0] + short[0]
+        faces = generator.generate(located, full[1] + short[1])
         assert [face is None for face in faces] == [frame.matrix is None for frame in located]
         for face in faces:
             assert face is None or (face.pixels.device == DEVICE and face.pixels.dtype == torch.float32)
@@ -75,19 +77,19 @@ def test_nothing_is_asked_of_the_gpu_outside_of_guarded_calls(gigabytes: int) ->
     with fake_gpu(gigabytes) as memory:
         runtime = Runtime(plan_for(info), info)
         bundle = loaded(networks("tiny"), torch.float16)
-        batches, count = runtime.batches, memory._count
+        run_batched, count = runtime.run_batched, memory._count
 
-        def watched(items: Any, call: Any, **how: Any) -> Any:
+        def watched(fn: Any, items: Any, **how: Any) -> Any:
             def inside(some: list[Any]) -> Iterator[Any]:
                 guarded[0] = True
-                results = iter(call(some))
+                results = iter(fn(some))
                 for result in results:
                     guarded[0] = False
                     yield result
                     guarded[0] = True
                 guarded[0] = False
 
-            return batches(items, inside, **how)
+            return run_batched(inside, items, **how)
 
         def counted(storage: torch.UntypedStorage) -> None:
             before = memory.now
@@ -95,10 +97,10 @@ def test_nothing_is_asked_of_the_gpu_outside_of_guarded_calls(gigabytes: int) ->
             if memory.now > before and not guarded[0]:
                 outside.append(storage.nbytes())
 
-        with patch.object(runtime, "batches", watched), patch.object(memory, "_count", counted):
-            generator = WindowGenerator(bundle, runtime, SyncOptions(steps=2, resolution=64), template)
-            windows = [window(template, 16, bundle.config.unet["cross_attention_dim"]) for _ in range(2)]
-            for located, face in zip(windows[0].frames, generator.synthesize(windows), strict=False):
+        with patch.object(runtime, "run_batched", watched), patch.object(memory, "_count", counted):
+            generator = FaceGenerator(bundle, runtime, SyncOptions(steps=2, resolution=64), template)
+            frames, audio = window(template, 32, bundle.config.unet["cross_attention_dim"])
+            for located, face in zip(frames, generator.generate(frames, audio), strict=True):
                 generator.paste(located, face)
         assert outside == [] and memory.peak > 0
 
@@ -188,13 +190,13 @@ def test_what_each_tier_plans_keeps_its_goal(
     shape = ModelShape.from_modules(*modules, dtype=torch.float16)
     plan = plan_for(info, shape, 512)
     template = Template(512)
-    with fake_gpu(size) as memory, patch.object(Budget, "observe"):  # batches stay at the plan's sizes
+    with fake_gpu(size) as memory, patch.object(BatchSizer, "succeeded"):  # batches stay at the plan's sizes
         runtime = Runtime(plan, info)
         bundle = loaded(published, plan.dtype, runtime.home)
         with runtime.run():
-            generator = WindowGenerator(bundle, runtime, SyncOptions(steps=2), template)
-            faces = generator.synthesize([window(template, 16, 384) for _ in range(plan.windows)])
-            assert len(faces) == 16 * plan.windows and isinstance(faces[0], SyncedFace)
+            generator = FaceGenerator(bundle, runtime, SyncOptions(steps=2), template)
+            faces = generator.generate(*window(template, 16 * plan.windows, 384))
+            assert len(faces) == 16 * plan.windows and isinstance(faces[0], GeneratedFace)
         assert runtime.retries == [] and runtime.peak_memory()["vram"] == memory.peak
     assert weights * GIB < memory.peak < most * GIB
     assert plan.stream_weights == (size == 3) and plan.offload == (size < 10)
@@ -207,7 +209,7 @@ def test_batches_that_grow_stay_off_the_reserve(published: ModelBundle) -> None:
         runtime = Runtime(plan_for(info), info)
         bundle = loaded(published, torch.float16)
         with runtime.run():
-            generator = WindowGenerator(bundle, runtime, SyncOptions(steps=2), template)
-            generator.synthesize([window(template, 16, 384)])
+            generator = FaceGenerator(bundle, runtime, SyncOptions(steps=2), template)
+            generator.generate(*window(template, 16, 384))
             measured = memory.peak
     assert 4.2 * GIB < measured < 0.9 * 12 * GIB
