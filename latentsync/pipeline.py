@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..memsafe import AdaptiveMemoryOptimizer, LatentCache, Runtime, VideoShape
-from ..memsafe.threads import Drain, prefetch
+from ..memsafe.threads import BackgroundConsumer, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .compositing import FrameMask
 from .config import Extend, Length, SyncOptions
@@ -240,7 +240,7 @@ class LipSyncPipeline:
                 writer.write(frame)
 
         first = next(finished)  # the run's plan exists once its first frame does
-        with Drain(write, self.runtime.plan.encode_ahead) as drain:
+        with BackgroundConsumer(write, self.runtime.plan.encode_ahead) as drain:
             for frame in chain([first], finished):
                 if collector is not None:
                     collector.add(frame)

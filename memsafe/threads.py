@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-# Seconds after which a waiting thread looks whether the other side has gone. It also lets a Ctrl-C through on
-# Windows, where none reaches a thread that waits for a lock without end.
+# Seconds between checks whether the other side has gone. On Windows it also lets a Ctrl-C through, which does not
+# reach a thread that waits for a lock without a timeout.
 _POLL = 0.1
+STOP_SECONDS = 1.0  # for the item being made when iteration is stopped
 
 
 class _End:
-    """The producer is done, or failed."""
+    """Last item: the producer has finished, or failed."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    """Iterate over `items` in a thread of its own, at most `depth` items ahead.
+    """Iterate over `items` in a background thread, at most `depth` items ahead.
 
-    Order and exceptions are those of the plain iteration. Closing the iterator stops the thread, closes
-    `items` if it is a generator, and waits until both are done, at most for the item being made. What
-    belongs to a thread, such as torch.inference_mode, holds for `items` only where they set it themselves.
+    Order and exceptions are those of the plain iteration. Closing the iterator stops the thread after the item
+    being made and closes `items` if it is a generator. A thread that does not stop within STOP_SECONDS (a
+    source that blocks forever) is abandoned with a warning. Thread-local state, such as torch.inference_mode,
+    applies to `items` only where they set it themselves.
     """
     ready: queue.Queue[T | _End] = queue.Queue(maxsize=max(depth, 1))
     stop = threading.Event()
-    close_errors: list[BaseException] = []  # of `items`, closed because the consumer had enough
+    close_errors: list[BaseException] = []  # raised by `items` when it was closed early
 
     def put(item: T | _End) -> bool:
         while not stop.is_set():
@@ -48,7 +54,7 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             try:
                 for item in iterator:
                     wanted = put(item)
-                    del item  # or this thread would hold a frame that everybody else has finished with
+                    del item  # so that this thread does not hold a frame that is finished elsewhere
                     if not wanted:
                         break
             finally:
@@ -59,14 +65,18 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             if not wanted:
                 close_errors.append(error)
         put(end)
-        del end  # an error holds this frame, which must not hold it
+        del end  # the error's traceback holds this frame, so the frame must not hold the error
 
     thread = threading.Thread(target=produce, name="prefetch", daemon=True)
 
     def finish() -> None:
         stop.set()
+        deadline = time.monotonic() + STOP_SECONDS
         while thread.is_alive():
             thread.join(_POLL)
+            if time.monotonic() > deadline and thread.is_alive():
+                logger.warning("A source of frames did not stop within %g s; it is abandoned.", STOP_SECONDS)
+                return
 
     try:
         thread.start()
@@ -93,18 +103,18 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
 
 
 def _take(waiting: queue.Queue[T]) -> T:
-    """The next item."""
+    """Return the next item."""
     while True:
         with suppress(queue.Empty):
             return waiting.get(timeout=_POLL)
 
 
-class Drain(Generic[T]):
-    """A thread that consumes items in order, with at most `depth` waiting.
+class BackgroundConsumer(Generic[T]):
+    """A background thread that consumes items in order, with at most `depth` waiting.
 
-    A context manager: leaving it waits until everything is consumed, or, on an exception (also one that comes
-    while it waits), until the consumer is done with its item, and drops the others. An error of the consumer
-    is raised by the next `put` or on leaving.
+    A context manager. Leaving it waits until all items are consumed; on an exception, also one raised during
+    that wait, only until the consumer has finished its current item, and the others are dropped. An error of the
+    consumer is raised by the next `put` or on leaving.
     """
 
     def __init__(self, consume: Callable[[T], None], depth: int) -> None:
@@ -112,10 +122,10 @@ class Drain(Generic[T]):
         self._waiting: queue.Queue[T | _End] = queue.Queue(maxsize=max(depth, 1))
         self._error: BaseException | None = None
         self._drop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
 
     def put(self, item: T) -> None:
-        """Hand over one item; waits while `depth` are waiting."""
+        """Queue one item; blocks while `depth` are waiting."""
         while True:
             if self._error is not None:
                 raise self._error
@@ -135,7 +145,7 @@ class Drain(Generic[T]):
                     self._error = error
             del item
 
-    def __enter__(self) -> Drain[T]:
+    def __enter__(self) -> BackgroundConsumer[T]:
         self._thread.start()
         return self
 
@@ -146,11 +156,11 @@ class Drain(Generic[T]):
             self._drop.set()
         try:
             self._finish()
-        except BaseException:  # a Ctrl-C; what the consumer works with must not be closed under it
+        except BaseException:  # Ctrl-C; the consumer's file must not be closed while it writes
             self._drop.set()
             self._finish()
             raise
-        failed, self._error = self._error, None  # or the error would hold itself by this object
+        failed, self._error = self._error, None  # breaks a reference cycle through the traceback
         if kind is None and failed is not None:
             try:
                 raise failed
@@ -158,12 +168,12 @@ class Drain(Generic[T]):
                 del failed
 
     def _finish(self) -> None:
-        """Wait for the thread, which keeps taking items even after an error."""
-        told = False
+        """Wait for the thread, which takes items even after an error."""
+        ended = False
         while self._thread.is_alive():
-            if told:
+            if ended:
                 self._thread.join(_POLL)
             else:
                 with suppress(queue.Full):
                     self._waiting.put(_End(), timeout=_POLL)
-                    told = True
+                    ended = True

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync_memsafe.memsafe.threads import Drain, prefetch
+from latentsync_memsafe.memsafe.threads import STOP_SECONDS, BackgroundConsumer, prefetch
 
 
 def threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name in {"prefetch", "drain"}}
+    return {thread for thread in threading.enumerate() if thread.name in {"prefetch", "consumer"}}
 
 
 def test_prefetch_keeps_order_and_never_runs_further_ahead_than_asked() -> None:
@@ -69,7 +69,7 @@ def test_closing_prefetch_stops_an_endless_producer_and_closes_it() -> None:
 
 def test_drain_consumes_everything_in_order_before_it_is_left() -> None:
     consumed = []
-    with Drain(lambda item: (time.sleep(0.001), consumed.append(item)), 4) as drain:
+    with BackgroundConsumer(lambda item: (time.sleep(0.001), consumed.append(item)), 4) as drain:
         for i in range(40):
             drain.put(i)
     assert consumed == list(range(40)) and not threads()
@@ -80,10 +80,10 @@ def test_drain_passes_the_consumers_error_on_and_does_not_block() -> None:
         if item == 3:
             raise OSError("no space left")
 
-    with pytest.raises(OSError, match="no space left"), Drain(fail, 1) as drain:
+    with pytest.raises(OSError, match="no space left"), BackgroundConsumer(fail, 1) as drain:
         for i in range(1000):
             drain.put(i)
-    with pytest.raises(OSError, match="no space left"), Drain(fail, 8) as drain:
+    with pytest.raises(OSError, match="no space left"), BackgroundConsumer(fail, 8) as drain:
         drain.put(3)
     assert not threads()
 
@@ -95,7 +95,7 @@ def test_drain_drops_what_waits_when_the_producer_fails() -> None:
         time.sleep(0.05)
         consumed.append(item)
 
-    with pytest.raises(KeyError), Drain(slow, 8) as drain:
+    with pytest.raises(KeyError), BackgroundConsumer(slow, 8) as drain:
         for i in range(8):
             drain.put(i)
         raise KeyError("producer")
@@ -158,7 +158,7 @@ def test_only_the_items_waiting_and_in_hand_are_alive(counted: type[Item]) -> No
     next(stream)
     stream.close()
     assert counted.peak <= 5 and counted.alive == 0
-    with Drain(lambda item: time.sleep(0.001), 3) as drain:
+    with BackgroundConsumer(lambda item: time.sleep(0.001), 3) as drain:
         for _ in range(60):
             drain.put(counted())
     assert counted.peak <= 5 and counted.alive == 0
@@ -173,11 +173,11 @@ def test_an_error_frees_the_items_and_itself(counted: type[Item]) -> None:
         raise Boom
 
     def drained() -> None:
-        with Drain(fail, 2) as drain:
+        with BackgroundConsumer(fail, 2) as drain:
             drain.put(counted())
 
     def drained_longer() -> None:
-        with Drain(fail, 2) as drain:
+        with BackgroundConsumer(fail, 2) as drain:
             while True:
                 drain.put(counted())
 
@@ -196,6 +196,23 @@ def test_an_endless_iterator_that_cannot_be_closed_is_left() -> None:
         assert list(itertools.islice(stream, 5)) == [0, 1, 2, 3, 4]
     assert not threads()
     assert next(numbers) <= 5 + 2 + 1
+
+
+def test_a_source_that_blocks_forever_is_abandoned_within_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        while not release.wait(0.01):
+            pass
+
+    items = prefetch(source(), 4)
+    assert next(items) == 1
+    start = time.monotonic()
+    items.close()
+    assert time.monotonic() - start < STOP_SECONDS + 2
+    assert "did not stop" in caplog.text
+    release.set()
 
 
 def test_closing_waits_for_the_item_being_made_and_asks_for_no_other() -> None:
@@ -304,7 +321,7 @@ def test_ctrl_c_comes_through_to_who_waits_for_a_hanging_consumer(waiting: bool)
         gate.wait()
         consumed.append(item)
 
-    with interrupted(0.2, gate), Drain(consume, 2) as drain:
+    with interrupted(0.2, gate), BackgroundConsumer(consume, 2) as drain:
         for i in range(100 if waiting else 3):
             drain.put(i)
     assert consumed == [0] and not threads()
@@ -320,7 +337,7 @@ def test_results_come_as_they_are_made() -> None:
             yield i
 
     with (
-        Drain(lambda i: seen.append((i, len(made))), 1) as drain,
+        BackgroundConsumer(lambda i: seen.append((i, len(made))), 1) as drain,
         closing(prefetch(prefetch(items(), 1), 1)) as stream,
     ):
         for i in stream:

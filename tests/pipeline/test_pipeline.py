@@ -30,7 +30,7 @@ from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, Video
 from latentsync_memsafe.latentsync.video.output_buffer import FrameCollector
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, plan_for, probe
 from latentsync_memsafe.memsafe.device import memory
-from latentsync_memsafe.memsafe.threads import Drain
+from latentsync_memsafe.memsafe.threads import BackgroundConsumer
 
 from support.paths import clip, clip_reference
 from support.portrait import tones
@@ -255,12 +255,12 @@ def test_frames_wait_for_the_encoder_as_the_plan_of_the_run_says(
     """And not that of the runtime, which was made before the size of the video was known."""
     depths = []
 
-    class Noted(Drain):
+    class Noted(BackgroundConsumer):
         def __init__(self, consume, depth: int) -> None:
             depths.append(depth)
             super().__init__(consume, depth)
 
-    monkeypatch.setattr(latentsync.pipeline, "Drain", Noted)
+    monkeypatch.setattr(latentsync.pipeline, "BackgroundConsumer", Noted)
     pipe = pipeline(networks, encode_ahead=64)
     runtime = pipe.runtime
     runtime.optimizer._fixed = replace(runtime.plan, encode_ahead=3)
