@@ -1,4 +1,4 @@
-"""Where a training run writes: its folder, one run at a time, and one sentence for a disk that takes no more."""
+"""The folder of a training run: locked while a run uses it, with one error message for failed writes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..errors import OutputError
 
 @contextmanager
 def training_folder(out: Path) -> Iterator[Path]:
-    """`out`/training, made and locked as long as the block lasts; what stays empty is removed again.
+    """Create and lock `out`/training for the duration of the block; yields its path.
 
-    Raises OutputError if it cannot be made, or if another run has it.
+    Folders that this call created are removed again if they are still empty at the end. Raises OutputError if
+    the folder cannot be created or another run holds the lock.
     """
     folder = out / "training"
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock.take(folder / ".lock")
-    except (OSError, ValueError) as error:  # ValueError: a name no file system holds
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system does not allow
         raise OutputError(
             f"The model folder {str(out)[:100]!r} cannot be written ({_reason(error)}); give another --out."
         ) from None
@@ -32,14 +33,14 @@ def training_folder(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-        with suppress(OSError):  # the first one that holds something
+        with suppress(OSError):  # raised by the first folder that is not empty
             for path in new:
                 path.rmdir()
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises OutputError for what the system, torch or safetensors say when `path` cannot be written."""
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Turn write errors of the system, torch and safetensors within the block into one OutputError on `path`."""
     from safetensors import SafetensorError
 
     try:
@@ -48,13 +49,13 @@ def writing(path: Path) -> Iterator[None]:
         if is_oom(error):
             raise
         raise OutputError(
-            f"{path} cannot be written ({_reason(error)}); make room, or give another --out. The same command "
-            "goes on from what was saved."
+            f"{path} cannot be written ({_reason(error)}); free disk space, or give another --out. The same "
+            "command resumes from the last saved state."
         ) from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # torch's writer only says that bytes are missing; safetensors passes on what the system said.
+    # torch only reports missing bytes; safetensors passes on the system's message.
     return "perhaps the disk is full" if isinstance(error, RuntimeError) else str(error)

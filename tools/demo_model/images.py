@@ -1,76 +1,116 @@
-"""Pictures for the autoencoder: random crops, at many scales and in strong colours, of whatever there is."""
+"""Images for the autoencoder: random crops, at many scales and colours, of faces, frames and photographs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .appearance import Appearance
-from .clips import AlignedClip
+from latentsync_memsafe.latentsync.errors import InputError
+from latentsync_memsafe.latentsync.training.augmentation import Augmentation
+from latentsync_memsafe.latentsync.training.clips import PHOTO_SUFFIXES, VIDEO_SUFFIXES, AlignedClip
+from latentsync_memsafe.latentsync.video import FrameSource, open_video
 
 logger = logging.getLogger(__name__)
 
-# Photographs that scikit-image ships inside its wheel.
+# Photographs contained in scikit-image's wheel.
 _SKIMAGE = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "camera")
+_FRAMES_PER_CLIP = 24
+_FRAME_HEIGHT = 640  # pixels
+_FACE_SHARE = 0.45  # of the images are aligned faces
+_CLOSE_UP_SHARE = 0.3  # of these are close-ups of lips and teeth
 
 
-class ImagePool:
-    """Draws training pictures: aligned faces, and crops of whole frames and of other photographs."""
+class ImageDataset:
+    """Random square images of `resolution` pixels.
 
-    def __init__(self, clips: Sequence[AlignedClip], side: int) -> None:
-        self.side = side
+    frames: whole frames of the clips, which resemble each other. photographs: other images, drawn as often as
+    all frames together.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[AlignedClip],
+        frames: Sequence[np.ndarray],
+        photographs: Sequence[np.ndarray],
+    ) -> None:
+        self.resolution = clips[0].faces.shape[1]
         self._faces = [clip.faces for clip in clips]
-        self._pictures = [still for clip in clips for still in clip.stills] + packaged_photographs()
-        # Whole frames of one clip resemble each other; other photographs are shown as often as all of them.
-        others = len(self._pictures) - sum(len(clip.stills) for clip in clips)
-        weights = [1 / max(len(self._pictures) - others, 1)] * (len(self._pictures) - others)
-        weights += [1 / max(others, 1)] * others
+        self._images = [*frames, *photographs]
+        weights = [1 / max(len(frames), 1)] * len(frames) + [1 / max(len(photographs), 1)] * len(photographs)
         self._weights = np.array(weights) / sum(weights)
 
-    def batch(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """uint8 [size, side, side, 3]."""
-        return np.stack([self._one(rng) for _ in range(size)])
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw augmented images uint8 [count, r, r, 3]."""
+        return np.stack([self._draw_one(rng) for _ in range(count)])
 
-    def _one(self, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < 0.45:
+    def _draw_one(self, rng: np.random.Generator) -> np.ndarray:
+        if not self._images or rng.random() < _FACE_SHARE:
             faces = self._faces[int(rng.integers(len(self._faces)))]
-            picture = faces[int(rng.integers(len(faces)))]
-            if rng.random() < 0.3:  # lips and teeth from near
-                picture = self._crop(picture[self.side // 3 :], rng, 0.5)
+            image = faces[int(rng.integers(len(faces)))]
+            if rng.random() < _CLOSE_UP_SHARE:
+                image = self._crop(image[self.resolution // 3 :], rng, 0.5)
         else:
-            picture = self._crop(self._pictures[int(rng.choice(len(self._pictures), p=self._weights))], rng)
-        look = Appearance.random(rng, self.side, strength=float(rng.choice([0.0, 0.4, 0.8])))
-        return look(picture[None])[0]
+            image = self._crop(self._images[int(rng.choice(len(self._images), p=self._weights))], rng)
+        change = Augmentation.random(rng, self.resolution, strength=float(rng.choice([0.0, 0.4, 0.8])))
+        return change(image[None])[0]
 
-    def _crop(self, picture: np.ndarray, rng: np.random.Generator, smallest: float = 0.12) -> np.ndarray:
-        height, width = picture.shape[:2]
+    def _crop(self, image: np.ndarray, rng: np.random.Generator, smallest: float = 0.12) -> np.ndarray:
+        """Cut out a random part, at least `smallest` of the image's shorter edge wide, and resize it."""
+        height, width = image.shape[:2]
         longest = min(height, width)
-        low = max(smallest * longest, self.side / 2.5)
+        low = max(smallest * longest, self.resolution / 2.5)
         length = float(np.exp(rng.uniform(np.log(min(low, longest)), np.log(longest))))
         size = [min(int(length * np.exp(rng.normal(0, 0.12))), limit) for limit in (height, width)]
         y, x = (int(rng.integers(limit - s + 1)) for limit, s in zip((height, width), size, strict=True))
-        crop = picture[y : y + size[0], x : x + size[1]]
-        shrinks = min(size) > self.side
-        flags = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        return cv2.resize(crop, (self.side, self.side), interpolation=flags)
+        crop = image[y : y + size[0], x : x + size[1]]
+        flags = cv2.INTER_AREA if min(size) > self.resolution else cv2.INTER_CUBIC
+        return cv2.resize(crop, (self.resolution, self.resolution), interpolation=flags)
+
+
+def read_whole_frames(folder: Path) -> list[np.ndarray]:
+    """Read up to 24 evenly spaced frames, uint8 [h, w, 3] of at most 640 pixels height, of every file."""
+    frames: list[np.ndarray] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in VIDEO_SUFFIXES + PHOTO_SUFFIXES:
+            continue
+        try:
+            with open_video(path) as source:
+                frames += _sample_frames(source)
+        except InputError as error:
+            logger.warning("%s is skipped: %s", path.name, error)
+    return frames
+
+
+def _sample_frames(source: FrameSource) -> list[np.ndarray]:
+    every = max((source.frame_estimate or 1) // _FRAMES_PER_CLIP, 1)
+    return [_shrink(frame) for i, frame in enumerate(source.frames()) if i % every == 0]
+
+
+def _shrink(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    if height <= _FRAME_HEIGHT:
+        return frame.copy()
+    size = (round(width * _FRAME_HEIGHT / height), _FRAME_HEIGHT)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def packaged_photographs() -> list[np.ndarray]:
-    """uint8 [h, w, 3] photographs that scikit-image brings along; none without it."""
+    """Load the photographs, uint8 [h, w, 3], that are part of scikit-image; [] if it is not installed."""
     try:
         from skimage import data
     except ImportError:
-        logger.info("scikit-image is not installed: the autoencoder sees the clips only.")
+        logger.info("scikit-image is not installed: the autoencoder is trained on the clips only.")
         return []
     found = []
     for name in _SKIMAGE:
         try:
-            picture = getattr(data, name)()
+            image = getattr(data, name)()
         except Exception:  # not in this release's wheel, and its download failed
             logger.info("scikit-image has no %s here", name)
             continue
-        found.append(np.repeat(picture[..., None], 3, -1) if picture.ndim == 2 else picture[..., :3])
+        found.append(np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image[..., :3])
     return found

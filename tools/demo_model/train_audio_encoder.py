@@ -1,12 +1,12 @@
-"""The second stage: a Whisper-shaped encoder that learns to hear how a mouth stands.
+"""Second stage: trains a small Whisper encoder to predict the mouth state from audio.
 
-Its hidden states must be of use the way the denoiser takes them: a frame attends to the ten rows around it,
-which carry no position of their own. So what is read off here is the mean over those rows.
+The UNet attends to the ten feature rows around a frame without knowing their order. The mouth state is
+therefore predicted from the mean over these rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..audio import log_mel
-from ..audio.features import PIECE
-from ..audio.windows import ROWS_AFTER, ROWS_BEFORE
-from ..models.whisper import AudioEncoder
-from .clips import FPS
-from .loop import LoopOptions, Report, train
-from .speech import SpokenClip
+from latentsync_memsafe.latentsync.audio import log_mel
+from latentsync_memsafe.latentsync.audio.windows import ROWS_AFTER, ROWS_BEFORE
+from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
+from latentsync_memsafe.latentsync.training.clips import FPS, SAMPLES_PER_FRAME
+from latentsync_memsafe.latentsync.training.loop import LoopOptions, ProgressCallback, train
 
-_SAMPLES_PER_FRAME = 16_000 // int(FPS)
+from .speech import AudioTracks, SpeechClip
+
 _WINDOW = ROWS_BEFORE + 1 + ROWS_AFTER
-_PIECE_FRAMES = PIECE * int(FPS) // 100
+_COLUMNS = 3000  # mel columns of the encoder's input: 30 s
+_FRAMES = 30 * int(FPS)
+_SECONDS = (3, 30)  # range of audio in one input; the rest is zeros, as in inference
 
 
-class MouthReadout(nn.Module):
-    """The encoder and a linear reading of its states; only the encoder is kept afterwards."""
+class MouthPredictor(nn.Module):
+    """The audio encoder with a linear layer that predicts the mouth state; only the encoder is kept."""
 
     def __init__(self, encoder: AudioEncoder, width: int, states: int) -> None:
         super().__init__()
@@ -36,81 +37,84 @@ class MouthReadout(nn.Module):
         self.head = nn.Linear(states * width, 2)
 
     def forward(self, mel: Tensor, frames: int) -> Tensor:
-        """Standardised mouth states [b, frames, 2] at 25 fps of log-mel [b, 80, t]."""
+        """Predict standardised mouth states [b, frames, 2] at 25 fps from log-mel [b, 80, t]."""
         states = self.encoder(mel)[:, : 2 * frames].flatten(2).transpose(1, 2)  # [b, states * d, rows]
-        # What `frame_windows` gives frame i at 25 fps: rows 2 i - 4 .. 2 i + 5, clamped to the clip.
+        # The rows of `frame_windows` for frame i at 25 fps: 2 i - 4 .. 2 i + 5, clamped to the clip.
         means = F.avg_pool1d(F.pad(states, (ROWS_BEFORE, ROWS_AFTER), mode="replicate"), _WINDOW, stride=2)
         return self.head(means[..., :frames].transpose(1, 2))
 
 
-def train_hearing(
+def train_audio_encoder(
     dims: Mapping[str, int],
-    real: Sequence[SpokenClip],
-    made: Sequence[SpokenClip],
+    tracks: AudioTracks,
     options: LoopOptions,
     folder: Path,
     *,
     batch: int,
     device: torch.device,
-    report: Report,
+    report: ProgressCallback,
     check: Callable[[], None],
 ) -> AudioEncoder:
-    """An AudioEncoder of `dims` trained on real clips' sounds and on synthesised ones, half and half."""
+    """Train an AudioEncoder of `dims`, on real and synthesised tracks in equal parts.
+
+    Saves to and resumes from `folder` as `loop.train` does.
+    """
     torch.manual_seed(options.seed)
-    model = MouthReadout(AudioEncoder.from_dims(dims), dims["n_audio_state"], dims["n_audio_layer"] + 1)
+    model = MouthPredictor(AudioEncoder.from_dims(dims), dims["n_audio_state"], dims["n_audio_layer"] + 1)
     model.to(device)
-    states = torch.from_numpy(np.concatenate([clip.mouth for clip in [*real, *made]]))
+    states = torch.from_numpy(np.concatenate([track.mouth for track in tracks.all]))
     mean, spread = states.mean(0).to(device), states.std(0).to(device)
 
-    def step(i: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        mels, mouths, lengths = zip(*(_piece(real, made, rng) for _ in range(batch)), strict=True)
-        heard = model(torch.stack(mels).to(device), _PIECE_FRAMES).float()
-        wanted = (torch.stack(mouths).to(device) - mean) / spread
-        inside = torch.arange(_PIECE_FRAMES, device=device) < torch.tensor(lengths, device=device)[:, None]
-        loss = nn.functional.smooth_l1_loss(heard[inside], wanted[inside], beta=0.5)
-        pairs = torch.stack([heard.detach()[inside][:, 0], wanted[inside][:, 0]])
-        return loss, {"r": float(torch.corrcoef(pairs)[0, 1])}
+    def compute_loss(
+        i: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        mels, mouths, lengths = zip(*(_draw_input(tracks, rng) for _ in range(batch)), strict=True)
+        predicted = model(torch.stack(mels).to(device), _FRAMES).float()
+        expected = (torch.stack(mouths).to(device) - mean) / spread
+        valid = torch.arange(_FRAMES, device=device) < torch.tensor(lengths, device=device)[:, None]
+        loss = nn.functional.smooth_l1_loss(predicted[valid], expected[valid], beta=0.5)
+        openings = torch.stack([predicted.detach()[valid][:, 0], expected[valid][:, 0]])
+        return loss, {"r": float(torch.corrcoef(openings)[0, 1])}
 
-    train(model, step, options, folder, report, check)
+    train(model, compute_loss, options, folder, report, check)
     return model.encoder
 
 
-def _piece(
-    real: Sequence[SpokenClip], made: Sequence[SpokenClip], rng: np.random.Generator
-) -> tuple[Tensor, Tensor, int]:
-    """Log-mel [80, 3000], mouth states [750, 2], and how many of those frames have sound."""
-    wanted = int(rng.uniform(3, 30) * FPS)
-    sounds: list[np.ndarray] = []
+def _draw_input(tracks: AudioTracks, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
+    """Join excerpts: log-mel [80, 3000], mouth states [750, 2], and the number of frames with audio."""
+    frames = min(int(rng.uniform(*_SECONDS) * FPS), _FRAMES)
+    samples: list[np.ndarray] = []
     mouths: list[np.ndarray] = []
-    while sum(map(len, mouths)) < wanted:
-        group = real if real and (not made or rng.random() < 0.5) else made
-        sound, mouth = _excerpt(group[int(rng.integers(len(group)))], rng)
-        sounds.append(_coloured(sound, rng))
+    while sum(map(len, mouths)) < frames:
+        use_real = tracks.real and (not tracks.synthetic or rng.random() < 0.5)
+        group = tracks.real if use_real else tracks.synthetic
+        excerpt, mouth = _draw_excerpt(group[int(rng.integers(len(group)))], rng)
+        samples.append(_change_microphone(excerpt, rng))
         mouths.append(mouth)
-    frames = min(sum(map(len, mouths)), _PIECE_FRAMES)
-    mel = torch.zeros(80, PIECE)  # inference pads its last piece with zeros, too
-    heard = log_mel(np.concatenate(sounds)[: frames * _SAMPLES_PER_FRAME])
-    mel[:, : heard.shape[1]] = heard
-    states = torch.zeros(_PIECE_FRAMES, 2)
+    frames = min(sum(map(len, mouths)), _FRAMES)
+    mel = torch.zeros(80, _COLUMNS)
+    columns = log_mel(np.concatenate(samples)[: frames * SAMPLES_PER_FRAME])
+    mel[:, : columns.shape[1]] = columns
+    states = torch.zeros(_FRAMES, 2)
     states[:frames] = torch.from_numpy(np.concatenate(mouths)[:frames])
     return mel, states, frames
 
 
-def _excerpt(clip: SpokenClip, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """2 .. 8 s of a clip, samples and mouth states of the same frames."""
-    total = min(len(clip.mouth), len(clip.samples) // _SAMPLES_PER_FRAME)
+def _draw_excerpt(clip: SpeechClip, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cut samples and mouth states of the same 2 .. 8 s out of a clip."""
+    total = min(len(clip.mouth), len(clip.samples) // SAMPLES_PER_FRAME)
     length = min(int(rng.integers(50, 200)), total)
     start = int(rng.integers(total - length + 1))
-    a, b = start * _SAMPLES_PER_FRAME, (start + length) * _SAMPLES_PER_FRAME
-    return clip.samples[a:b], clip.mouth[start : start + length]
+    first, last = start * SAMPLES_PER_FRAME, (start + length) * SAMPLES_PER_FRAME
+    return clip.samples[first:last], clip.mouth[start : start + length]
 
 
-def _coloured(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The sound through another microphone: gain, tilt of the spectrum, and noise."""
-    sound = samples.astype(np.float64) * float(np.exp(rng.normal(0, 0.5)))
+def _change_microphone(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Apply random gain, spectral tilt and noise."""
+    audio = samples.astype(np.float64) * float(np.exp(rng.normal(0, 0.5)))
     tilt = float(rng.uniform(-0.5, 0.5))
-    sound[1:] -= tilt * sound[:-1].copy()
+    audio[1:] -= tilt * audio[:-1].copy()
     if rng.random() < 0.6:
-        level = float(np.exp(rng.uniform(np.log(1e-4), np.log(2e-2)))) * float(np.abs(sound).max() + 1e-3)
-        sound = sound + rng.normal(0, level, len(sound))
-    return sound.astype(np.float32)
+        level = float(np.exp(rng.uniform(np.log(1e-4), np.log(2e-2)))) * float(np.abs(audio).max() + 1e-3)
+        audio = audio + rng.normal(0, level, len(audio))
+    return audio.astype(np.float32)

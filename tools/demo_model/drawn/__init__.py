@@ -1,4 +1,4 @@
-"""Drawn people: unlimited faces whose mouths open exactly as asked."""
+"""Drawn faces: any number of random faces whose mouths take exactly the requested state."""
 
 from .face import DrawnFace
 

@@ -1,7 +1,15 @@
-"""Sound with the mouth that belongs to it: synthesised, measured on clips, or expected by a regression."""
+"""Speech with its mouth track: synthesised, measured on clips, or predicted by a regression."""
 
+from .audio_tracks import AudioTracks, collect_tracks
 from .regression import MouthRegression, sync_score
-from .sounds import Sounds, gather
-from .synthesis import SpokenClip, silence
+from .synthesis import SpeechClip, random_silence, random_speech
 
-__all__ = ["MouthRegression", "Sounds", "SpokenClip", "gather", "silence", "sync_score"]
+__all__ = [
+    "AudioTracks",
+    "MouthRegression",
+    "SpeechClip",
+    "collect_tracks",
+    "random_silence",
+    "random_speech",
+    "sync_score",
+]

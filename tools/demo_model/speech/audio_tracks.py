@@ -1,4 +1,4 @@
-"""What can be heard in training, with the mouth that belongs to it: the clips' own sound and made speech."""
+"""Audio tracks of the training with their mouth tracks: the clips' own audio and synthesised speech."""
 
 from __future__ import annotations
 
@@ -7,51 +7,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...audio import log_mel
-from ..clips import AlignedClip
-from .regression import MouthRegression
-from .synthesis import SpokenClip, random_clip, silence
+from latentsync_memsafe.latentsync.audio import log_mel
+from latentsync_memsafe.latentsync.training.clips import AlignedClip
 
-MADE = 160  # synthesised clips
-_SILENT = 0.08  # of them hold no speech
-_SECONDS = (4.0, 9.0)  # how long one is
+from ..mouth_state import mouth_track
+from .regression import MouthRegression
+from .synthesis import SpeechClip, random_silence, random_speech
+
+_SILENT_SHARE = 0.08  # of the synthesised tracks contain no speech
+_SECONDS = (4.0, 9.0)  # range of their lengths
 
 
 @dataclass(frozen=True, eq=False)
-class Sounds:
-    """The clips' own sounds and the made ones."""
+class AudioTracks:
+    """Tracks of the clips that have audio, in the order of the clips, and synthesised tracks."""
 
-    real: Sequence[SpokenClip]
-    made: Sequence[SpokenClip]
-    own: Sequence[int | None]  # for each clip, which of `real` is its sound; None: it has none
+    real: Sequence[SpeechClip]
+    synthetic: Sequence[SpeechClip]
 
     @property
-    def all(self) -> list[SpokenClip]:
-        """Real ones first, so that `own` counts here too."""
-        return [*self.real, *self.made]
+    def all(self) -> list[SpeechClip]:
+        """All tracks, the real ones first, as `ClipPairs` numbers them."""
+        return [*self.real, *self.synthetic]
 
 
-def gather(clips: Sequence[AlignedClip], seed: int, made: int = MADE) -> Sounds:
-    """The clips' sounds with their measured mouths, and `made` synthesised ones.
+def collect_tracks(clips: Sequence[AlignedClip], seed: int, count: int) -> AudioTracks:
+    """Measure the mouth tracks of the clips' own audio and synthesise `count` further tracks.
 
-    A made clip's mouth follows its phones and, where there is real video to fit one, a regression: the way
-    real lips move with real sound is not that of a table.
+    The mouth of a synthesised track follows its phones and, if there is real video to fit one, a regression,
+    because real lips do not move exactly as a table of phones says.
     """
-    real: list[SpokenClip] = []
-    own: list[int | None] = []
-    for clip in clips:
-        own.append(len(real) if len(clip.samples) else None)
-        if len(clip.samples):
-            real.append(SpokenClip(clip.samples, clip.mouth))
+    real = [SpeechClip(clip.samples, mouth_track(clip)) for clip in clips if len(clip.samples)]
     regression = (
         MouthRegression.fit([log_mel(c.samples) for c in real], [c.mouth for c in real]) if real else None
     )
-    synthesised = []
-    for number in range(made):
+    synthetic = []
+    for number in range(count):
         rng = np.random.default_rng([seed, 1, number])
         seconds = float(rng.uniform(*_SECONDS))
-        if rng.random() < _SILENT:
-            synthesised.append(silence(rng, seconds))
-            continue
-        synthesised.append(random_clip(rng, seconds, regression))
-    return Sounds(real, synthesised, own)
+        if rng.random() < _SILENT_SHARE:
+            synthetic.append(random_silence(rng, seconds))
+        else:
+            synthetic.append(random_speech(rng, seconds, regression))
+    return AudioTracks(real, synthetic)

@@ -1,7 +1,7 @@
-"""A small formant synthesiser: phones to speech, for machines without flite and for tests.
+"""A small formant synthesiser from phones to speech, for machines without flite and for tests.
 
-Cascade of resonators over a pulse or noise source, after Klatt 1980, "Software for a cascade/parallel
-formant synthesizer". It sounds like a robot; its phones and their times are exact.
+A cascade of resonators filters a pulse or noise source, after Klatt 1980, "Software for a cascade/parallel
+formant synthesizer". It sounds robotic; its phones and their times are exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .phones import DIPHTHONGS, PAUSE, Phone
 RATE = 16000
 _STEP = 0.005  # seconds between changes of the filter
 _BANDWIDTHS = (70.0, 100.0, 150.0, 250.0)  # Hz, of formants 1 to 4
-_OPENS, _CLOSES = 0.4, 0.16  # parts of a period in which the glottis opens and closes
+_OPENS, _CLOSES = 0.4, 0.16  # shares of a period in which the glottis opens and closes
 _FOURTH = 3500.0  # Hz, the fourth formant of every phone
 
 # phone F1 F2 F3. Vowels: men's means of Peterson and Barney 1952, "Control methods used in a study of the
@@ -34,7 +34,7 @@ FORMANTS = {
     name: (float(f1), float(f2), float(f3))
     for name, f1, f2, f3 in zip(*(_cells[i::4] for i in range(4)), strict=True)
 }
-# phone: amplitudes of voice, of breath through the tract, of hiss made at the lips or teeth; hiss band in Hz.
+# Amplitude of the voice (1 if not listed), and amplitude and band in Hz of the hiss made at lips or teeth.
 _VOICED = {
     "m": 0.5,
     "n": 0.5,
@@ -62,23 +62,23 @@ _VOWELS = frozenset({"iy", "ih", "eh", "ae", "aa", "ao", "uh", "uw", "ah", "er",
 
 
 @dataclass(frozen=True)
-class Throat:
-    """A speaker of the formant voice."""
+class Speaker:
+    """Properties of a speaker of the formant voice."""
 
     pitch: float = 120.0  # Hz, mean
-    length: float = 1.0  # factor on all formants: above 1 a shorter tract
-    pace: float = 1.0  # factor on all durations
+    formant_scale: float = 1.0  # factor on all formants; above 1: a shorter vocal tract
+    duration_scale: float = 1.0  # factor on all durations
 
     @classmethod
-    def random(cls, rng: np.random.Generator) -> Throat:
-        """Someone from a low man to a high child; pitch and formants go together."""
+    def random(cls, rng: np.random.Generator) -> Speaker:
+        """Draw a speaker between a low man and a high child; pitch and formants are correlated."""
         size = rng.random()
         pitch = 90 * 2.6**size * rng.uniform(0.9, 1.1)
         return cls(float(pitch), float(0.95 + 0.25 * size))
 
 
-def timed(names: Iterable[str], throat: Throat, rng: np.random.Generator) -> list[Phone]:
-    """The phones one after the other with natural lengths; the last one's end is the utterance's."""
+def time_phones(names: Iterable[str], speaker: Speaker, rng: np.random.Generator) -> list[Phone]:
+    """Assign consecutive times with natural durations to phones; the utterance ends with the last one."""
     phones, at = [], 0.0
     for name in names:
         if name == PAUSE:
@@ -89,48 +89,48 @@ def timed(names: Iterable[str], throat: Throat, rng: np.random.Generator) -> lis
             length = rng.uniform(0.05, 0.08) if name == "ax" else rng.uniform(0.08, 0.16)
         else:
             length = rng.uniform(0.06, 0.1)
-        phones.append(Phone(name, at, at + length * throat.pace))
+        phones.append(Phone(name, at, at + length * speaker.duration_scale))
         at = phones[-1].end
     return phones
 
 
-def render(phones: list[Phone], throat: Throat, rng: np.random.Generator) -> np.ndarray:
-    """Speech float32 [round(16000 * end of the last phone)], peak 0.5."""
+def synthesise(phones: list[Phone], speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
+    """Synthesise speech, float32 [round(16000 * end of the last phone)], of peak 0.5."""
     from scipy.signal import lfilter  # type: ignore[import-untyped]
 
     count = round(phones[-1].end * RATE) if phones else 0
     if not count:
         return np.zeros(0, np.float32)
-    controls = _Controls.of(phones, throat)
+    controls = _Controls.of(phones, speaker)
     at = np.arange(count) / RATE
     voice, breath, hiss = (np.interp(at, controls.times, level) for level in controls.levels)
     noise = rng.standard_normal(count)
-    source = voice * _pulses(at, throat, rng) + 0.03 * (voice + 2 * breath) * noise
-    sound = source
+    source = voice * _pulses(at, speaker, rng) + 0.03 * (voice + 2 * breath) * noise
+    audio = source
     block = round(_STEP * RATE)
     for formant, width in zip(controls.formants, _BANDWIDTHS, strict=True):
         out: np.ndarray = np.empty(count)
         state: np.ndarray = np.zeros(2)
         for i, start in enumerate(range(0, count, block)):
             a, gain = _resonator(formant[min(i, len(formant) - 1)], width)
-            out[start : start + block], state = lfilter([gain], a, sound[start : start + block], zi=state)
-        sound = out
-    sound = np.diff(sound, prepend=0.0)  # radiation from the lips
-    sound = sound / max(np.abs(sound).max(), 1e-9)
-    sound += hiss * _bands(noise, phones)
-    return (0.5 * sound / max(np.abs(sound).max(), 1e-9)).astype(np.float32)
+            out[start : start + block], state = lfilter([gain], a, audio[start : start + block], zi=state)
+        audio = out
+    audio = np.diff(audio, prepend=0.0)  # radiation from the lips
+    audio = audio / max(np.abs(audio).max(), 1e-9)
+    audio += hiss * _filter_hiss(noise, phones)
+    return (0.5 * audio / max(np.abs(audio).max(), 1e-9)).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class _Controls:
-    """What the filter and the sources do, every 5 ms."""
+    """Parameters of the filter and the sources, every 5 ms."""
 
     times: np.ndarray  # [n] seconds
     formants: np.ndarray  # [4, n] Hz
     levels: np.ndarray  # [3, n] voice, breath, hiss
 
     @classmethod
-    def of(cls, phones: list[Phone], throat: Throat) -> _Controls:
+    def of(cls, phones: list[Phone], speaker: Speaker) -> _Controls:
         times = np.arange(0, phones[-1].end + _STEP, _STEP)
         formants = np.tile(np.array([*FORMANTS["ax"], _FOURTH])[:, None], len(times))
         levels = np.zeros((3, len(times)))
@@ -138,18 +138,18 @@ class _Controls:
             length = phone.end - phone.start
             ends = DIPHTHONGS.get(phone.name, (phone.name,))
             for part, name in enumerate(ends):
-                held = (times >= phone.start + part * length / 2) & (times < phone.end)
+                during = (times >= phone.start + part * length / 2) & (times < phone.end)
                 if name in FORMANTS:
-                    formants[:3, held] = np.array(FORMANTS[name])[:, None]
-            held = (times >= phone.start) & (times < phone.end)
-            levels[:, held] = _sources(phone.name, (times[held] - phone.start) / length)
-        formants = np.stack([_smooth(track, 0.05) for track in formants]) * throat.length
+                    formants[:3, during] = np.array(FORMANTS[name])[:, None]
+            during = (times >= phone.start) & (times < phone.end)
+            levels[:, during] = _sources(phone.name, (times[during] - phone.start) / length)
+        formants = np.stack([_smooth(track, 0.05) for track in formants]) * speaker.formant_scale
         formants = formants.clip(100, 0.45 * RATE)
         return cls(times, formants, np.stack([_smooth(level, 0.015) for level in levels]))
 
 
 def _sources(name: str, part: np.ndarray) -> np.ndarray:
-    """Levels [3, n] of voice, breath and hiss at these parts [n] (0 .. 1) of a phone."""
+    """Levels [3, n] of voice, breath and hiss at relative times `part` [n] (0 .. 1) of a phone."""
     if name == PAUSE:
         return np.zeros((3, len(part)))
     released = (part > 0.6) if name in _STOPS else np.ones(len(part), bool)
@@ -159,19 +159,19 @@ def _sources(name: str, part: np.ndarray) -> np.ndarray:
     return np.stack([np.full(len(part), voice), breath * released, hiss * released])
 
 
-def _pulses(at: np.ndarray, throat: Throat, rng: np.random.Generator) -> np.ndarray:
-    """Glottal flow [n], pitch falling and wandering; pulse C of Rosenberg 1971, which closes abruptly."""
+def _pulses(at: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> np.ndarray:
+    """Glottal flow [n] with falling and varying pitch: pulse C of Rosenberg 1971, which closes abruptly."""
     knots = np.arange(0, at[-1] + 0.5, 0.25)
     wander = np.interp(at, knots, rng.normal(0, 0.08, len(knots)))
     fall = 1.1 - 0.2 * at / max(at[-1], 1.0)
-    phase = np.cumsum(throat.pitch * fall * np.exp(wander)) / RATE % 1
+    phase = np.cumsum(speaker.pitch * fall * np.exp(wander)) / RATE % 1
     opening = 0.5 - 0.5 * np.cos(np.pi * phase / _OPENS)
     closing = np.cos(np.pi / 2 * ((phase - _OPENS) / _CLOSES).clip(0, 1))
     return np.where(phase < _OPENS, opening, closing)
 
 
-def _bands(noise: np.ndarray, phones: list[Phone]) -> np.ndarray:
-    """The noise [n], in each phone limited to the band of its hiss and of unit power."""
+def _filter_hiss(noise: np.ndarray, phones: list[Phone]) -> np.ndarray:
+    """Limit the noise [n] in each phone to the band of its hiss, with unit power; 0 in phones without hiss."""
     spectrum = np.fft.rfft(noise)
     frequencies = np.fft.rfftfreq(len(noise), 1 / RATE)
     out = np.zeros(len(noise))
@@ -188,14 +188,14 @@ def _bands(noise: np.ndarray, phones: list[Phone]) -> np.ndarray:
 
 
 def _resonator(frequency: float, width: float) -> tuple[np.ndarray, float]:
-    """Denominator [3] and gain of a two-pole resonator of gain 1 at 0 Hz."""
+    """Denominator [3] and gain of a two-pole resonator whose gain at 0 Hz is 1."""
     radius = np.exp(-np.pi * width / RATE)
     a = np.array([1.0, -2 * radius * np.cos(2 * np.pi * frequency / RATE), radius**2])
     return a, float(a.sum())
 
 
 def _smooth(values: np.ndarray, seconds: float) -> np.ndarray:
-    """Hann-weighted mean over about this long."""
+    """Hann-weighted moving average over about this time."""
     reach = max(round(seconds / _STEP / 2), 1)
     kernel = np.hanning(2 * reach + 3)[1:-1]
     return np.convolve(np.pad(values, reach, mode="edge"), kernel / kernel.sum(), mode="valid")

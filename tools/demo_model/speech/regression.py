@@ -1,7 +1,7 @@
-"""Ridge regression from log-mel context to the mouth's state: pseudo-labels and the sync score.
+"""Ridge regression from log-mel context to the mouth state: for pseudo-labels and the sync score.
 
-A linear map hears enough of speech to tell matching sound from foreign sound, needs a minute of video to
-fit, and takes no part in the networks that it judges.
+A linear model is enough to tell matching audio from other audio, can be fitted on a minute of video, and is
+independent of the networks that it evaluates.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...errors import InputError
+from latentsync_memsafe.latentsync.errors import InputError
 
-MEL_RATE = 100  # columns a second of `audio.mel.log_mel`
-BANDS = 20  # the 80 mel bands averaged by fours; finer ones fitted the training speakers, not speech
-STEP = 0.04  # seconds of sound averaged into one column of context
+MEL_RATE = 100  # columns per second of `log_mel`
+BANDS = 20  # averages of four of the 80 mel bands; finer bands overfit to the training speakers
+STEP = 0.04  # seconds of audio averaged into one column of context
 REACH = 0.2  # seconds of context on either side of a frame
 ALPHAS = tuple(float(a) for a in np.logspace(-3, 1, 9))  # ridge penalties tried, per training frame
 
 _FOLDS = 5
 _BLOCK = 50  # frames held out together in cross-validation within clips: 2 s
-_MISMATCH = 0.2  # seconds by which a clip's sound and its mouth track may differ in length
+_MISMATCH = 0.2  # seconds by which a clip's audio and mouth track may differ in length
 _TINY = 1e-6
 
 
 def context_features(mel: Tensor | np.ndarray, fps: float = 25) -> np.ndarray:
-    """What is heard around each video frame: float32 [round(columns * fps / 100), 220].
+    """Compute audio features around each video frame: float32 [round(columns * fps / 100), 220].
 
-    mel: [80, columns] as `log_mel` gives. Frame i sees the sound from 0.2 s before to 0.2 s after i / fps, in
-    20 bands and 11 steps of 40 ms, less the clip's mean band (microphone and voice). Raises InputError.
+    mel: [80, columns] as returned by `log_mel`. The features of frame i cover 0.2 s before to 0.2 s after i / fps
+    in 20 bands and 11 steps of 40 ms. The clip's mean per band, which depends on microphone and voice, is
+    subtracted. Raises InputError for another shape.
     """
     mel = np.asarray(mel.detach().cpu() if isinstance(mel, Tensor) else mel, dtype=np.float64)
     if mel.ndim != 2 or len(mel) % BANDS or not mel.size:
@@ -45,14 +46,14 @@ def context_features(mel: Tensor | np.ndarray, fps: float = 25) -> np.ndarray:
     offsets = np.arange(-steps, steps + 1) * STEP
     times = np.arange(round(columns * fps / MEL_RATE)) / fps
     starts = np.rint((times[:, None] + offsets) * MEL_RATE - width / 2).astype(int)
-    starts = starts.clip(0, columns - width)  # beyond the ends the outermost sound is held
+    starts = starts.clip(0, columns - width)  # before the start and after the end: the outermost step
     windows = (sums[:, starts + width] - sums[:, starts]) / width  # [bands, frames, offsets]
     return windows.transpose(1, 2, 0).reshape(len(times), BANDS * len(offsets)).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class MouthRegression:
-    """Mouth state as a linear function of the standardised context features."""
+    """Linear function from standardised context features to the mouth state."""
 
     centre: np.ndarray  # float64 [k], of the features
     scale: np.ndarray  # float64 [k]
@@ -65,15 +66,18 @@ class MouthRegression:
     def fit(
         cls, mels: Sequence[Any], states: Sequence[np.ndarray], fps: float = 25, alpha: float | None = None
     ) -> MouthRegression:
-        """Fit on clips: mels[i] is [80, t] (log_mel), states[i] is [n, 2] (opening, width), 25 a second.
+        """Fit on clips: mels[i] is [80, t] (log_mel), states[i] is [n, 2] (opening, width), 25 per second.
 
-        Each clip's states are standardised first, as faces differ in both; predictions have the pooled mean
-        and spread. Frames whose state is not finite (no face) are left out. `alpha`: the ridge penalty per
-        frame; by default that of the least squared error in cross-validation over clips, or over blocks of
-        2 s where there are fewer than five. Raises InputError when sound and states do not fit together.
+        Each clip's states are standardised first, because faces differ in mean and deviation; predictions have
+        the mean and deviation over all clips. Frames whose state is not finite (no face) are left out. alpha:
+        the ridge penalty per frame; by default the one with the least squared error in cross-validation over
+        clips, or over blocks of 2 s if there are fewer than five clips. Raises InputError if audio and states
+        do not match.
         """
         if not len(mels) or len(mels) != len(states):
-            raise InputError(f"Got {len(mels)} sounds and {len(states)} mouth tracks; expected one for each.")
+            raise InputError(
+                f"Got audio of {len(mels)} clips and {len(states)} mouth tracks; expected one track per clip."
+            )
         clips = [_clip(mel, state, fps, i) for i, (mel, state) in enumerate(zip(mels, states, strict=True))]
         spread = np.sqrt(np.mean([y.var(0) for _, y in clips], axis=0))
         x = np.concatenate([x for x, _ in clips])
@@ -86,20 +90,20 @@ class MouthRegression:
         return cls(centre, scale, _ridge(x.T @ x, x.T @ z, alpha * len(x)) * spread, offset, alpha, fps)
 
     def predict(self, mel: Tensor | np.ndarray) -> np.ndarray:
-        """Mouth state float32 [n, 2] (opening, width) expected with a sound [80, t]; one row a video frame.
+        """Predict mouth states float32 [n, 2] (opening, width), one per video frame, from log-mel [80, t].
 
-        A conditional mean: it varies less than real mouths do, by the factor of its correlation with them.
+        A conditional mean: its deviation is that of real mouths times its correlation with them.
         """
         features = (context_features(mel, self.fps) - self.centre) / self.scale
         return (features @ self.weights + self.offset).astype(np.float32)
 
 
 def sync_score(predicted: np.ndarray, measured: np.ndarray, max_lag: int = 8) -> tuple[float, int]:
-    """How well a mouth follows a sound: the best Pearson correlation over lags, and its lag in frames.
+    """Compute the best Pearson correlation of mouth and audio over lags; returns it and its lag in frames.
 
-    predicted [n]: the opening expected from the sound; measured [n]: that of the video. A positive lag says
-    that the mouth comes later than the sound. (0.0, 0) if either never changes. Raises InputError for tracks
-    of different length or too short to shift by `max_lag`.
+    predicted [n]: opening predicted from the audio; measured [n]: opening in the video. At a positive lag the
+    mouth is late. (0.0, 0) if either track is constant. Raises InputError for tracks of different length or too
+    short to shift by `max_lag`.
     """
     predicted, measured = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     n = len(predicted)
@@ -110,23 +114,25 @@ def sync_score(predicted: np.ndarray, measured: np.ndarray, max_lag: int = 8) ->
         )
     best = (0.0, 0)
     for lag in sorted(range(-max_lag, max_lag + 1), key=abs):
-        sound = predicted[max(0, -lag) : n - max(0, lag)]
+        audio = predicted[max(0, -lag) : n - max(0, lag)]
         mouth = measured[max(0, lag) : n - max(0, -lag)]
-        if sound.std() < _TINY or mouth.std() < _TINY:
+        if audio.std() < _TINY or mouth.std() < _TINY:
             continue
-        score = float(np.corrcoef(sound, mouth)[0, 1])
+        score = float(np.corrcoef(audio, mouth)[0, 1])
         if score > best[0]:
             best = (score, lag)
     return best
 
 
 def _clip(mel: Any, state: np.ndarray, fps: float, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and states [n, ...] of a clip's frames that have both."""
+    """Return features and states [n, ...] of the frames of a clip that have both."""
     x, y = context_features(mel, fps), np.asarray(state, np.float64)
     if y.ndim != 2 or y.shape[1] != 2:
         raise InputError(f"Mouth track {index} has shape {list(y.shape)}; expected [frames, 2].")
     if abs(len(x) - len(y)) > _MISMATCH * fps:
-        raise InputError(f"Clip {index} has sound for {len(x)} frames but {len(y)} mouth states; cut to fit.")
+        raise InputError(
+            f"Clip {index} has audio for {len(x)} frames but {len(y)} mouth states; trim them to match."
+        )
     n = min(len(x), len(y))
     seen = np.isfinite(y[:n]).all(1)
     if not seen.any():
@@ -135,14 +141,14 @@ def _clip(mel: Any, state: np.ndarray, fps: float, index: int) -> tuple[np.ndarr
 
 
 def _folds(lengths: list[int]) -> np.ndarray:
-    """For each frame the number of the fold [n] in which it is held out."""
+    """Number of the fold [n] in which each frame is held out."""
     if len(lengths) >= _FOLDS:
         return np.repeat(np.arange(len(lengths)) % _FOLDS, lengths)
     return np.concatenate([np.arange(length) // _BLOCK % _FOLDS for length in lengths])
 
 
 def _best_alpha(x: np.ndarray, z: np.ndarray, fold: np.ndarray) -> float:
-    """The penalty with the least squared error on held-out folds."""
+    """Choose the penalty with the least squared error on held-out folds."""
     kept = [k for k in np.unique(fold) if (fold != k).any()]
     errors = np.zeros(len(ALPHAS))
     gram, moment = x.T @ x, x.T @ z
@@ -156,5 +162,5 @@ def _best_alpha(x: np.ndarray, z: np.ndarray, fold: np.ndarray) -> float:
 
 
 def _ridge(gram: np.ndarray, moment: np.ndarray, penalty: float) -> np.ndarray:
-    """argmin |x w - z|^2 + penalty |w|^2 from x'x [k, k] and x'z [k, 2]."""
+    """Solve argmin |x w - z|^2 + penalty |w|^2 from x'x [k, k] and x'z [k, 2]."""
     return np.linalg.solve(gram + penalty * np.eye(len(gram)), moment)

@@ -1,7 +1,7 @@
-"""Common English words with their sounds, and sentences made of them.
+"""Common English words with their phones, and random sentences of them: the dictionary of the formant voice.
 
-Sounds are ARPABET in General American, in flite's lower-case names, so that the formant voice needs no
-dictionary. The words were chosen for the mouth: all vowels, and many with p, b, m, f, v, w and th.
+Phones are ARPABET in General American, in flite's lower-case names. The words were chosen for visible mouth
+movements: they contain all vowels and many of p, b, m, f, v, w and th.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ well=w.eh.l yes=y.eh.s no=n.ow please=p.l.iy.z hello=hh.ax.l.ow oh=ow look=l.uh.
 perhaps=p.er.hh.ae.p.s remember=r.ax.m.eh.m.b.er goodbye=g.uh.d.b.ay wow=w.aw
 """
 
-# Letters to sounds, longest first, for words that are not above. Rough: a mouth for every letter.
+# Letters to phones, longest first, for words that are not listed above. A rough approximation.
 _SPELLING_TABLE = """
 tion=sh.ax.n igh=ay th=th sh=sh ch=ch ph=f wh=w ck=k ng=ng qu=k.w ee=iy ea=iy oo=uw ou=aw ow=ow oi=oy oy=oy
 ai=ey ay=ey ar=aa.r er=er ir=er or=ao.r ur=er au=ao aw=ao a=ae b=b c=k d=d e=eh f=f g=g h=hh i=ih j=jh k=k
@@ -78,7 +78,7 @@ l=l m=m n=n o=aa p=p q=k r=r s=s t=t u=ah v=v w=w x=k.s y=iy z=z
 
 @lru_cache(maxsize=1)
 def _classes() -> MappingProxyType[str, dict[str, tuple[str, ...]]]:
-    """Word class -> word -> phones."""
+    """Map word classes to words and words to phones."""
     lists = {
         "noun": _NOUNS,
         "adjective": _ADJECTIVES,
@@ -90,26 +90,26 @@ def _classes() -> MappingProxyType[str, dict[str, tuple[str, ...]]]:
         "subject": _SUBJECTS,
         "opener": _OPENERS,
     }
-    return MappingProxyType({name: _parsed(text) for name, text in lists.items()})
+    return MappingProxyType({name: _parse(text) for name, text in lists.items()})
 
 
 @lru_cache(maxsize=1)
 def _spelling() -> MappingProxyType[str, tuple[str, ...]]:
-    """Letters -> phones."""
-    return MappingProxyType(_parsed(_SPELLING_TABLE))
+    """Map letters to phones."""
+    return MappingProxyType(_parse(_SPELLING_TABLE))
 
 
-def _parsed(text: str) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(sounds.split(".")) for name, sounds in (item.split("=") for item in text.split())}
+def _parse(text: str) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(phones.split(".")) for name, phones in (item.split("=") for item in text.split())}
 
 
 def vocabulary() -> dict[str, tuple[str, ...]]:
-    """Every word with its phones."""
+    """Map every word to its phones."""
     return {word: phones for words in _classes().values() for word, phones in words.items()}
 
 
 def phones_of(word: str) -> tuple[str, ...]:
-    """The phones of a lower-case word: from the list, else by rough spelling rules; () without a letter."""
+    """Phones of a lower-case word, from the list or else by rough spelling rules; () for a word without letters."""
     known = vocabulary().get(word)
     if known is not None:
         return known
@@ -125,7 +125,7 @@ def phones_of(word: str) -> tuple[str, ...]:
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """A random grammatical sentence of 4 to about 16 words, lower case but its first letter."""
+    """Draw a grammatical sentence of 4 to about 16 words; only its first letter is a capital."""
 
     def pick(name: str) -> str:
         words = list(_classes()[name])
