@@ -1,4 +1,4 @@
-"""Ridge regression from sound to mouth, and the sync score."""
+"""Ridge regression from audio to the mouth state, and the sync score."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from latentsync_memsafe.latentsync.audio import log_mel, open_audio
 from latentsync_memsafe.latentsync.errors import InputError
-from latentsync_memsafe.latentsync.training.speech.regression import (
+from latentsync_memsafe.tools.demo_model.speech.regression import (
     ALPHAS,
     MouthRegression,
     context_features,
@@ -37,11 +37,11 @@ def test_features_are_the_mean_bands_around_each_frame() -> None:
     frame, offset, band = 20, 7, 4  # 0.8 s; the step centred 0.08 s later: columns 86 to 89
     expected = bands[band, 86:90].mean()
     assert features[frame].reshape(11, 20)[offset, band] == pytest.approx(expected, abs=1e-5)
-    assert np.allclose(context_features(mel + 3), features, atol=1e-5), "the clip's level takes no part"
+    assert np.allclose(context_features(mel + 3), features, atol=1e-5), "independent of the clip's level"
 
 
 @pytest.mark.parametrize(("columns", "frames"), [(1, 0), (2, 0), (3, 1), (401, 100), (4, 1)])
-def test_there_is_a_row_for_every_frame_however_short_the_sound(columns: int, frames: int) -> None:
+def test_every_frame_has_a_row_even_for_short_audio(columns: int, frames: int) -> None:
     assert context_features(np.zeros((80, columns))).shape == (frames, 220)
 
 
@@ -61,7 +61,7 @@ def test_the_weights_solve_the_augmented_least_squares_problem() -> None:
     assert np.allclose(model.predict(mels[0]), expected, atol=1e-6)
 
 
-def test_it_finds_a_mouth_that_follows_the_sound_and_ignores_one_that_does_not() -> None:
+def test_it_predicts_a_mouth_that_follows_the_audio_and_ignores_one_that_does_not() -> None:
     mels, states = random_clips(400, 400, 400)
     model = MouthRegression.fit(mels[:2], states[:2])
     predicted = model.predict(mels[2])
@@ -73,7 +73,7 @@ def test_it_finds_a_mouth_that_follows_the_sound_and_ignores_one_that_does_not()
     assert nothing.predict(mels[2]).std() < 0.5
 
 
-def test_frames_without_a_face_take_no_part() -> None:
+def test_frames_without_a_face_are_ignored() -> None:
     mels, states = random_clips(100)
     holes = states[0].copy()
     holes[40:] = np.nan
@@ -85,29 +85,29 @@ def test_frames_without_a_face_take_no_part() -> None:
 @pytest.mark.parametrize("lag", [-5, -1, 0, 3, 8])
 def test_the_score_recovers_lag_and_sign(lag: int) -> None:
     rng = np.random.default_rng(2)
-    sound = rng.normal(size=220)
-    mouth = np.roll(sound, lag)[10:-10]  # a positive lag: what was heard at i is seen at i + lag
-    score, found = sync_score(sound[10:-10], 0.1 * mouth + 0.3)
+    audio = rng.normal(size=220)
+    mouth = np.roll(audio, lag)[10:-10]  # a positive lag: the mouth is late
+    score, found = sync_score(audio[10:-10], 0.1 * mouth + 0.3)
     assert found == lag and score == pytest.approx(1, abs=1e-9)
-    score, _ = sync_score(sound[10:-10], rng.normal(size=200))
+    score, _ = sync_score(audio[10:-10], rng.normal(size=200))
     assert score < 0.35
 
 
-def test_a_still_mouth_scores_nothing() -> None:
+def test_a_still_mouth_scores_zero() -> None:
     assert sync_score(np.random.default_rng(0).normal(size=50), np.full(50, 0.2)) == (0.0, 0)
 
 
 @pytest.mark.parametrize(
     ("mels", "states", "message"),
     [
-        ([], [], "0 sounds"),
+        ([], [], "audio of 0 clips"),
         ([np.zeros((80, 400))], [np.zeros((50, 2))], "100 frames but 50"),
         ([np.zeros((80, 400))], [np.zeros((100, 3))], r"expected \[frames, 2\]"),
         ([np.zeros((80, 400))], [np.full((100, 2), np.nan)], "no frame with a face"),
         ([np.zeros((3, 400))], [np.zeros((100, 2))], r"expected \[80, columns\]"),
     ],
 )
-def test_errors_say_what_does_not_fit(mels: list, states: list, message: str) -> None:
+def test_mismatching_data_is_named(mels: list, states: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
         MouthRegression.fit(mels, states)
 
@@ -119,8 +119,8 @@ def test_tracks_of_different_length_cannot_be_compared() -> None:
 
 @pytest.mark.slow
 @pytest.mark.clips
-def test_real_mouths_agree_with_their_own_sound_more_than_with_foreign_sound() -> None:
-    """Fitted on two people, judged on a third; every second picture is read, to save time."""
+def test_real_mouths_correlate_more_with_their_own_audio() -> None:
+    """Fitted on two people, tested on a third; every second frame is read, to save time."""
     from fractions import Fraction
 
     from latentsync_memsafe.latentsync.faces import load_detector

@@ -7,20 +7,20 @@ import pytest
 
 from latentsync_memsafe.latentsync.audio import log_mel
 from latentsync_memsafe.latentsync.errors import TrainingError
-from latentsync_memsafe.latentsync.training.speech import synthesis
-from latentsync_memsafe.latentsync.training.speech.effects import in_room, recorded
-from latentsync_memsafe.latentsync.training.speech.formant import FORMANTS, Throat, render, timed
-from latentsync_memsafe.latentsync.training.speech.phones import (
+from latentsync_memsafe.tools.demo_model.mouth_state import CLOSED
+from latentsync_memsafe.tools.demo_model.speech import synthesis
+from latentsync_memsafe.tools.demo_model.speech.effects import add_reverberation, simulate_recording
+from latentsync_memsafe.tools.demo_model.speech.formant import FORMANTS, Speaker, synthesise, time_phones
+from latentsync_memsafe.tools.demo_model.speech.phones import (
     CLOSURES,
     DIPHTHONGS,
     PAUSE,
-    REST,
     TARGETS,
     Phone,
     mouth_track,
 )
-from latentsync_memsafe.latentsync.training.speech.regression import MouthRegression
-from latentsync_memsafe.latentsync.training.speech.words import phones_of, sentence, vocabulary
+from latentsync_memsafe.tools.demo_model.speech.regression import MouthRegression
+from latentsync_memsafe.tools.demo_model.speech.words import phones_of, sentence, vocabulary
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -37,13 +37,13 @@ def no_flite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis.shutil, "which", lambda name: None)
 
 
-def test_every_word_has_phones_with_a_mouth_and_a_sound() -> None:
+def test_every_word_has_phones_with_a_target_and_formants() -> None:
     for word, phones in vocabulary().items():
         for phone in phones:
             assert phone in DIPHTHONGS or (phone in TARGETS and phone in FORMANTS), (word, phone)
     assert {part for ends in DIPHTHONGS.values() for part in ends} <= set(TARGETS)
     used = {phone for phones in vocabulary().values() for phone in phones}
-    assert used >= (set(TARGETS) - {PAUSE}) | set(DIPHTHONGS), "the words practise every sound"
+    assert used >= (set(TARGETS) - {PAUSE}) | set(DIPHTHONGS), "the words contain every phone"
     assert phones_of("ship") == ("sh", "ih", "p") and phones_of("--") == ()
 
 
@@ -55,7 +55,7 @@ def test_sentences_use_only_known_words() -> None:
 
 
 @pytest.mark.parametrize("closed", sorted(CLOSURES))
-def test_lips_meet_in_every_p_b_m_wherever_it_falls_on_the_frame_grid(closed: str) -> None:
+def test_lips_close_in_every_p_b_m_at_any_offset_from_the_frame_times(closed: str) -> None:
     for start in np.arange(0.4, 0.44, 0.005):
         phones = [
             Phone("aa", 0.1, start),
@@ -63,21 +63,26 @@ def test_lips_meet_in_every_p_b_m_wherever_it_falls_on_the_frame_grid(closed: st
             Phone("aa", start + 0.07, 0.8),
         ]
         opening = mouth_track(phones, 1.0)[:, 0]
-        assert opening[9:13].min() == 0, "exactly shut in a frame"
+        assert opening[9:13].min() == 0, "exactly closed in a frame"
         assert opening[5] > 0.2 and opening[16] > 0.2, "and open on both sides"
 
 
-def test_targets_keep_the_order_of_phonetics() -> None:
-    held = {name: mouth_track([Phone(name, 0, 2)], 2.0)[25] for name in set(TARGETS) - {PAUSE}}
+def test_targets_have_the_order_known_from_phonetics() -> None:
+    states = {name: mouth_track([Phone(name, 0, 2)], 2.0)[25] for name in set(TARGETS) - {PAUSE}}
     assert (
-        min(held["aa"][0], held["ae"][0]) > held["eh"][0] > held["ih"][0] > held["iy"][0] > held["f"][0] > 0
+        min(states["aa"][0], states["ae"][0])
+        > states["eh"][0]
+        > states["ih"][0]
+        > states["iy"][0]
+        > states["f"][0]
+        > 0
     )
-    assert max(held["w"][1], held["uw"][1]) < held["ao"][1] < held["iy"][1], "rounded lips are narrow"
-    for name, state in held.items():
+    assert max(states["w"][1], states["uw"][1]) < states["ao"][1] < states["iy"][1], "rounded lips are narrow"
+    for name, state in states.items():
         assert state[1] == pytest.approx(TARGETS[name][1], abs=1e-3), name
 
 
-def test_lips_lead_the_sound() -> None:
+def test_lips_precede_the_audio() -> None:
     opening = mouth_track([Phone("aa", 0.4, 0.8)], 2.0)[:, 0]
     times = np.arange(50) / 25
     centre = (times * opening).sum() / opening.sum()
@@ -91,15 +96,15 @@ def test_a_track_has_a_row_for_every_frame(seconds: float, frames: int) -> None:
     assert track.shape == (frames, 2) and track.dtype == np.float32
 
 
-def test_the_formant_voice_says_what_was_asked_when_it_was_asked() -> None:
+def test_the_formant_voice_has_the_spectrum_of_each_phone_at_its_time() -> None:
     """A vowel is voiced with its formants, s hisses, a stop is silent before its burst."""
-    throat = Throat(pitch=125)
+    speaker = Speaker(pitch=125)
     phones = [Phone("iy", 0, 0.4), Phone("s", 0.4, 0.6), Phone("aa", 0.6, 1.0), Phone("t", 1.0, 1.2)]
-    sound = render(phones, throat, rng())
-    assert sound.shape == (19200,) and np.abs(sound).max() == pytest.approx(0.5)
+    audio = synthesise(phones, speaker, rng())
+    assert audio.shape == (19200,) and np.abs(audio).max() == pytest.approx(0.5)
 
     def power(start: float, end: float, low: float, high: float) -> float:
-        part = sound[round(start * 16000) : round(end * 16000)] * np.hanning(round((end - start) * 16000))
+        part = audio[round(start * 16000) : round(end * 16000)] * np.hanning(round((end - start) * 16000))
         inside = (frequencies := np.fft.rfftfreq(len(part), 1 / 16000)) >= low
         return float((np.abs(np.fft.rfft(part)[inside & (frequencies < high)]) ** 2).mean())
 
@@ -112,26 +117,26 @@ def test_the_formant_voice_says_what_was_asked_when_it_was_asked() -> None:
     assert power(*gap, 0, 8000) < 0.01 * power(*aa, 0, 8000)
 
 
-def test_timed_phones_follow_each_other() -> None:
+def test_timed_phones_are_consecutive() -> None:
     names = ["m", "ay", PAUSE, "ax"]
-    phones = timed(names, Throat(), rng())
+    phones = time_phones(names, Speaker(), rng())
     assert [p.name for p in phones] == names
     assert phones[0].start == 0 and all(a.end == b.start for a, b in pairwise(phones))
 
 
-def test_without_a_synthesiser_the_formant_voice_trains(no_flite: None) -> None:
+def test_without_flite_random_speech_uses_the_formant_voice(no_flite: None) -> None:
     assert synthesis.available_voices() == []
-    clip = synthesis.random_clip(rng(3), 3.2)
+    clip = synthesis.random_speech(rng(3), 3.2)
     assert clip.samples.shape == (51200,) and clip.samples.dtype == np.float32
     assert clip.mouth.shape == (80, 2) and clip.mouth.dtype == np.float32
     assert np.abs(clip.samples).max() <= 1 and clip.samples.std() > 0.001
     assert clip.mouth[:, 0].min() == 0 and 0.1 < clip.mouth[:, 0].max() < 0.4
-    again = synthesis.random_clip(rng(3), 3.2)
+    again = synthesis.random_speech(rng(3), 3.2)
     assert (clip.samples == again.samples).all() and (clip.mouth == again.mouth).all()
-    assert (synthesis.random_clip(rng(4), 3.2).samples != clip.samples).any()
+    assert (synthesis.random_speech(rng(4), 3.2).samples != clip.samples).any()
 
 
-def test_speaking_gives_the_track_of_the_words(no_flite: None) -> None:
+def test_the_mouth_track_follows_the_words(no_flite: None) -> None:
     papa = synthesis.speak("papa", "formant", rng())
     assert len(papa.mouth) == round(len(papa.samples) / 640)
     opening = papa.mouth[:, 0]
@@ -140,58 +145,60 @@ def test_speaking_gives_the_track_of_the_words(no_flite: None) -> None:
     )
     assert peaks == 2
     oboe = synthesis.speak("oboe, who?", "formant", rng()).mouth
-    assert oboe[:, 1].min() < REST[1] - 0.04
+    assert oboe[:, 1].min() < CLOSED[1] - 0.04
 
 
 @pytest.mark.parametrize(("text", "voice"), [("Hello.", "nobody"), ("12, ...", "formant")])
-def test_what_cannot_be_spoken_is_explained(text: str, voice: str) -> None:
+def test_text_that_cannot_be_spoken_is_refused(text: str, voice: str) -> None:
     with pytest.raises(TrainingError, match=r"expected one of: .*formant|no words"):
         synthesis.speak(text, voice, rng())
 
 
-def test_silence_is_quiet_and_the_mouth_rests() -> None:
+def test_silence_is_quiet_and_the_mouth_is_closed() -> None:
     for seed in range(8):
-        clip = synthesis.silence(rng(seed), 2.0)
+        clip = synthesis.random_silence(rng(seed), 2.0)
         assert clip.samples.shape == (32000,) and np.abs(clip.samples).max() < 0.05
-        assert (clip.mouth == np.array(REST, np.float32)).all() and clip.mouth.shape == (50, 2)
-    assert any(not synthesis.silence(rng(seed), 2.0).samples.any() for seed in range(40))
+        assert (clip.mouth == np.array(CLOSED, np.float32)).all() and clip.mouth.shape == (50, 2)
+    assert any(not synthesis.random_silence(rng(seed), 2.0).samples.any() for seed in range(40))
 
 
-def test_recording_does_not_move_the_sound() -> None:
+def test_recording_effects_do_not_delay_the_audio() -> None:
     click = np.zeros(16000, np.float32)
     click[8000] = 1
     for seed in range(10):
-        assert np.abs(recorded(click, rng(seed))).argmax() == 8000
-    assert (in_room(click, rng())[:8000] < 1e-9).all(), "no echo before the sound"
+        assert np.abs(simulate_recording(click, rng(seed))).argmax() == 8000
+    assert (add_reverberation(click, rng())[:8000] < 1e-9).all(), "no echo before the click"
 
 
-def test_a_blend_goes_from_the_phones_to_the_regression_and_keeps_the_lips_shut(no_flite: None) -> None:
+def test_a_blend_ranges_from_phones_to_regression_and_keeps_closures(no_flite: None) -> None:
     clip = synthesis.speak("My mother painted a bottle, and my father moved the map.", "formant", rng(1))
-    sound = log_mel(clip.samples)
+    audio = log_mel(clip.samples)
     noise = [0.1 * rng(2).normal(size=clip.mouth.shape)]
-    regression = MouthRegression.fit([sound], noise, alpha=0.01)
-    assert np.allclose(synthesis.blended_track(clip, regression, 0.0)[:, 1], clip.mouth[:, 1], atol=1e-5)
-    heard = regression.predict(sound)
-    n = min(len(heard), len(clip.mouth))
-    full = synthesis.blended_track(clip, regression, 1.0)
-    assert np.corrcoef(full[:n, 1], heard[:n, 1])[0, 1] > 0.999
-    half = synthesis.blended_track(clip, regression)
-    shut = clip.mouth[:, 0] == 0
-    assert shut.any() and (half[shut, 0] == 0).all() and (half[:, 0] >= 0).all()
+    regression = MouthRegression.fit([audio], noise, alpha=0.01)
+    assert np.allclose(synthesis.blend_track(clip, regression, 0.0)[:, 1], clip.mouth[:, 1], atol=1e-5)
+    predicted = regression.predict(audio)
+    n = min(len(predicted), len(clip.mouth))
+    full = synthesis.blend_track(clip, regression, 1.0)
+    assert np.corrcoef(full[:n, 1], predicted[:n, 1])[0, 1] > 0.999
+    half = synthesis.blend_track(clip, regression)
+    closed = clip.mouth[:, 0] == 0
+    assert closed.any() and (half[closed, 0] == 0).all() and (half[:, 0] >= 0).all()
     assert half.std(0) == pytest.approx(clip.mouth.std(0), rel=0.35)
     assert (
-        np.corrcoef(half[:n, 1], heard[:n, 1])[0, 1] > 0.5 < np.corrcoef(half[:, 1], clip.mouth[:, 1])[0, 1]
+        np.corrcoef(half[:n, 1], predicted[:n, 1])[0, 1]
+        > 0.5
+        < np.corrcoef(half[:, 1], clip.mouth[:, 1])[0, 1]
     )
 
 
-def test_flite_speaks_with_phones_that_fit_its_sound() -> None:
+def test_the_phones_of_flite_match_its_audio() -> None:
     needs_flite()
     for voice in synthesis.available_voices():
-        spoken = synthesis._flite("Papa saw a big map.", voice, 1.2, 1.1)
-        assert spoken.phones[-1].end == pytest.approx(len(spoken.samples) / 16000)
+        utterance = synthesis._speak_with_flite("Papa saw a big map.", voice, 1.2, 1.1)
+        assert utterance.phones[-1].end == pytest.approx(len(utterance.samples) / 16000)
         levels: dict[str, list[float]] = {}
-        for phone in spoken.phones:
-            part = spoken.samples[round(phone.start * 16000) : round(phone.end * 16000)]
+        for phone in utterance.phones:
+            part = utterance.samples[round(phone.start * 16000) : round(phone.end * 16000)]
             levels.setdefault(phone.name, []).append(float(np.abs(part).mean()))
         assert min(levels["aa"]) > 2 * np.mean(levels["p"]) and min(levels["ae"]) > 10 * max(levels[PAUSE])
         clip = synthesis.speak("Papa saw a big map.", voice, rng())
@@ -201,6 +208,6 @@ def test_flite_speaks_with_phones_that_fit_its_sound() -> None:
 
 def test_flite_clips_repeat_with_their_seed() -> None:
     needs_flite()
-    first, again = (synthesis.random_clip(rng(5), 4.0) for _ in range(2))
+    first, again = (synthesis.random_speech(rng(5), 4.0) for _ in range(2))
     assert (first.samples == again.samples).all() and (first.mouth == again.mouth).all()
     assert first.samples.shape == (64000,) and first.mouth.shape == (100, 2)

@@ -32,7 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--smoke-test", action="store_true", help="one or two steps per stage, to check that everything runs")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # saves the state as Ctrl-C does
     recipe = SMOKE_TEST if arguments.smoke_test else Recipe()
     try:
         make_model(
@@ -60,4 +59,5 @@ def _print_progress(stage: str, step: int, steps: int, figures: dict[str, float]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # saves the state as Ctrl-C does
     sys.exit(main())
