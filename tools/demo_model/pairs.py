@@ -72,8 +72,10 @@ class ReposedPairs:
             face = clip.faces[frame]
             if reposer is None or frame != frames[i - 1]:
                 reposer = MouthReposer(clip.points[frame], self.resolution)
-            target.append(reposer.repose(face, *states[i], interior))
-            reference.append(face if keep_reference else reposer.repose(face, *other_states[i], interior))
+            target.append(reposer.repose(face, states[i, 0], states[i, 1], interior))
+            if not keep_reference:
+                face = reposer.repose(face, other_states[i, 0], other_states[i, 1], interior)
+            reference.append(face)
         pair = Pair(np.stack(target), np.stack(reference), track, start)
         return augment(pair, rng, float(rng.choice([0.0, 0.6, 1.2])))
 

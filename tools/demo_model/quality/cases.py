@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from latentsync_memsafe.latentsync.faces import Face
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator
 from latentsync_memsafe.latentsync.faces.mask import keep_mask
+from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
 from latentsync_memsafe.latentsync.training.dataset import encode_track, to_tensor
 from latentsync_memsafe.latentsync.training.pairs import REFERENCE_DISTANCE
-from latentsync_memsafe.latentsync.video import FrameSource, open_video
+from latentsync_memsafe.latentsync.video import open_video
 from latentsync_memsafe.latentsync.video.timeline import timeline
 from latentsync_memsafe.memsafe import Runtime
 
@@ -47,12 +49,14 @@ SPEECH = {  # two voices per face; none of this audio is in the training data
 RATE, FPS = 16_000, Fraction(25)
 SAMPLES_PER_FRAME = RATE // 25
 
+OpenSource = Callable[[], Any]  # opens a FrameSource that can be closed
+
 
 @dataclass(frozen=True, eq=False)
 class Material:
     """Faces and audio by name, and the regressions that score lip sync."""
 
-    faces: Mapping[str, Callable[[], FrameSource]]
+    faces: Mapping[str, OpenSource]
     clips: Mapping[str, AlignedClip]
     audio: Mapping[str, np.ndarray]
     speech: Mapping[str, Sequence[str]]
@@ -87,7 +91,7 @@ def load_material(bundle: ModelBundle) -> Material:
     """Load the portrait and the clips; without clips the regression is fitted on synthesised speech."""
     photo = astronaut()
     box = largest_face(photo, bundle.detector, "the portrait").box
-    faces: dict[str, Callable[[], FrameSource]] = {"portrait": lambda: MovingPhoto(photo, box)}
+    faces: dict[str, OpenSource] = {"portrait": lambda: MovingPhoto(photo, box)}
     audio = {"demo_speech": read_audio(spoken_sentence())}
     folder = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
     names = (*TRAINED, UNSEEN)
@@ -100,10 +104,12 @@ def load_material(bundle: ModelBundle) -> Material:
         audio |= {f"sentences {i}": clip.samples for i, clip in enumerate(synthetic[:4])}
         speech = {"portrait": ("demo_speech", "sentences 0")}
         return Material(faces, {}, audio, speech, _fit_regression(synthetic[4:]), "synthesised speech", None)
+    if not isinstance(bundle.detector, FaceMeshDetector):
+        raise InputError("The clips need the face mesh models; run: latentsync-memsafe download faces")
     clips = {}
     for name in names:
         path = folder / f"{name}_video.mp4"
-        faces[name] = lambda path=path: open_video(path, fps=FPS)
+        faces[name] = partial(open_video, path, fps=FPS)
         audio[f"{name}_audio"] = read_audio(folder / f"{name}_audio.wav")
         with open_video(path, fps=FPS) as source:
             clips[name] = align_clip(name, source, path, bundle.detector, bundle.config.resolution)
@@ -156,7 +162,7 @@ class _RecordingVae(nn.Module):
 def run_case(
     bundle: ModelBundle,
     runtime: Runtime,
-    open_source: Callable[[], FrameSource],
+    open_source: OpenSource,
     samples: np.ndarray,
     options: SyncOptions,
 ) -> Result:
@@ -180,14 +186,15 @@ def run_case(
                 if original.matrix is None:
                     outside = max(outside, int((finished != original.frame).any()) * 255)
                     continue
-                aligned = (
+                before, after = (
                     template.align(frame, original.matrix).permute(1, 2, 0).numpy()
                     for frame in (original.frame, finished)
                 )
-                faces.append((*aligned, vae.decoded.popleft()))
+                faces.append((before, after, vae.decoded.popleft()))
                 change = outside_change(original.frame, finished, original.matrix, template)
                 outside = max(outside, change)
-    return Result(_fill_gaps(openings), *(np.stack(part) for part in zip(*faces, strict=True)), outside)
+    source_faces, finished_faces, raw = (np.stack(part) for part in zip(*faces, strict=True))
+    return Result(_fill_gaps(openings), source_faces, finished_faces, raw, outside)
 
 
 def measure_openings(detector: Any, frames: np.ndarray) -> list[float]:
