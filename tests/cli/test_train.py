@@ -56,6 +56,7 @@ def command(data: object, base: object, out: Path, **changes: object) -> list[st
     return ["train", *(f"--{name}={value}" for name, value in options.items())]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faces")
 def test_fine_tuning_changes_only_the_chosen_part_and_can_be_extended(
     data: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -101,6 +102,7 @@ def test_clips_are_aligned_once_and_then_read_from_the_cache(data: Path, tmp_pat
         assert brows == pytest.approx((0.5, 0.2), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faces")
 def test_an_interrupted_run_saves_its_state_and_resumes_exactly(
     data: Path,
