@@ -41,12 +41,12 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 
 bench-quality: setup
-	$(BIN)/python benchmarks/demo_quality.py
+	$(BIN)/python -m latentsync_memsafe.tools.demo_model.quality
 
-# The training that made checkpoints/demo, on talking-head clips in the folder CLIPS; a stopped run goes on.
+# Train checkpoints/demo from scratch on the talking-head clips in the folder CLIPS; an interrupted run resumes.
 demo-model: setup
 	$(BIN)/latentsync-memsafe download faces
-	$(BIN)/latentsync-memsafe train --from-scratch --data "$(CLIPS)" --out output/demo-model
+	$(BIN)/python -m latentsync_memsafe.tools.demo_model --data "$(CLIPS)" --out output/demo-model
 
 clean:
 	rm -rf $(VENV) output build *.egg-info

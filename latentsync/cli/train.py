@@ -1,82 +1,75 @@
-"""`train`: fine-tune a model on a folder of clips, or make the demo model from nothing."""
+"""The command `train`: fine-tune a model on a folder of clips."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from ..training.options import Trainable, TrainingOptions
 from .device import add_device_options, make_runtime
 from .progress import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"
-TRAINABLE = ("audio", "attention", "all")  # training.recipe.Trainable, without loading torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
+    """Add the options of `train`."""
     add = parser.add_argument
     add(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
-        help="clips of 3 s or more with their sound, and photos; one person in each",
+        help="clips of 3 s or more with their own audio; one person in each",
     )
     add(
         "--out",
-        type=_folder,
+        type=_parse_folder,
         required=True,
         metavar="DIR",
-        help="the new model folder; a stopped run goes on",
+        help="the new model folder; an interrupted run resumes from it",
     )
     add("--base", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
-    add("--from-scratch", action="store_true", help="train all networks of the demo model from nothing")
-    add("--steps", type=int, help="of fine-tuning (default: 1000)")
-    add("--batch", type=int, default=1, help="windows of 16 frames a step (default: %(default)s)")
+    add("--steps", type=int, default=1000, help="(default: %(default)s)")
+    add("--batch", type=int, default=1, help="windows of 16 frames per step (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
     add(
-        "--trainable", choices=TRAINABLE, help="part of the UNet (default: audio below 20 GB, else attention)"
-    )
-    add(
-        "--synthetic",
-        type=float,
-        default=0.0,
-        help="share of synthesised faces, 0 to 1 (default: %(default)s)",
+        "--trainable",
+        choices=[part.value for part in Trainable],
+        help="part of the UNet (default: audio below 20 GB of GPU memory, else attention)",
     )
     add("--seed", type=int, default=1, help="(default: %(default)s)")
-    add("--quiet", action="store_true", help="no progress lines")
-    add_device_options(parser)  # the precision is training's own
+    add("--quiet", action="store_true", help="print no progress")
+    add_device_options(parser)  # not the precision, which training chooses itself
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, with a line on stdout now and then, and say where the model is."""
+    """Train, print progress, and print the model folder at the end; returns the exit status."""
     a = arguments
-    from ...memsafe import Cancelled
-    from ..training.train import Trainable, TrainingOptions, train_model
-
     options = TrainingOptions(
         data=a.data,
         out=a.out,
         base=a.base,
-        scratch=a.from_scratch,
         steps=a.steps,
         batch=a.batch,
         learning_rate=a.learning_rate,
         trainable=None if a.trainable is None else Trainable(a.trainable),
-        synthetic=a.synthetic,
         seed=a.seed,
     )
-    # Its bar counts frames, which do not matter here; it carries the signals to stop.
+    from ...memsafe import Cancelled
+    from ..training.train import train_model
+
+    # The bar itself shows nothing, as it counts video frames; it passes signals on to the runtime.
     with ProgressBar(True, a.stop) as host:
         try:
             folder = train_model(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print)
         except (Cancelled, KeyboardInterrupt):
-            raise KeyboardInterrupt("the same command goes on from here.") from None
+            raise KeyboardInterrupt("the same command resumes the training.") from None
     print(folder)
     return 0
 
 
-def _folder(text: str) -> Path:
+def _parse_folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty; expected a folder")
     return Path(text)

@@ -1,1 +1,1 @@
-"""Training the networks of a model folder: from nothing for the small demo model, or on a user's clips."""
+"""Fine-tuning of a model on a folder of talking-head clips."""

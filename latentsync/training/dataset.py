@@ -1,4 +1,4 @@
-"""Training windows as the UNet sees them, made and encoded on first use."""
+"""Training windows in the form of UNet inputs, drawn and encoded on first use."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..audio import FeatureStream, frame_windows, open_audio
+from ..audio import encode_audio, frame_windows
 from ..faces.mask import keep_mask
 from .clips import FPS
-from .pairs import Pairs
-from .train_vae import to_unit
+from .pairs import PairSource
 
 _CHUNK = 16  # images encoded at once
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedWindow:
-    """One window, on the CPU, in half precision."""
+    """One window of f frames, on the CPU, in half precision."""
 
     target: Tensor  # [c, f, s, s]
     masked: Tensor  # [c, f, s, s]
@@ -30,12 +29,16 @@ class EncodedWindow:
     pixels: Tensor  # uint8 [f, 3, r, r], of the target
 
 
-class WindowPool:
-    """Windows by number; a number always gives the same window, and windows are kept until `forget`."""
+class WindowDataset:
+    """Encoded windows by number. The same number always gives the same window.
+
+    Windows are cached (14 MB each at 512 px) until `drop_before` removes them.
+    features: audio features [frames, n, d] of each audio track that `pairs` refers to.
+    """
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: PairSource,
         vae: Any,
         features: Sequence[Tensor],
         frames: int,
@@ -43,36 +46,41 @@ class WindowPool:
         device: torch.device,
     ) -> None:
         self.frames = frames
-        self.keep = keep_mask(pairs.side)
+        self.keep = keep_mask(pairs.resolution)
         self._pairs, self._vae, self._features = pairs, vae, features
         self._seed, self._device = seed, device
-        self._known: dict[int, EncodedWindow] = {}
+        self._cache: dict[int, EncodedWindow] = {}
 
     def __getitem__(self, number: int) -> EncodedWindow:
-        if number not in self._known:
-            self._known[number] = self._make(number)
-        return self._known[number]
+        if number not in self._cache:
+            self._cache[number] = self._encode(number)
+        return self._cache[number]
 
-    def forget(self, before: int) -> None:
-        """Let go of the windows with lower numbers: at 512 px, 14 MB each."""
-        for number in [n for n in self._known if n < before]:
-            del self._known[number]
+    def drop_before(self, number: int) -> None:
+        """Free the cached windows with lower numbers."""
+        for old in [n for n in self._cache if n < number]:
+            del self._cache[old]
 
-    def _make(self, number: int) -> EncodedWindow:
+    def _encode(self, number: int) -> EncodedWindow:
         pair = self._pairs.draw(np.random.default_rng([self._seed, 2, number]))
-        target, reference = to_unit(pair.target).to(self._device), to_unit(pair.reference).to(self._device)
+        target, reference = (to_tensor(faces).to(self._device) for faces in (pair.target, pair.reference))
         latents = [
-            encode(self._vae, images).transpose(0, 1).half().cpu()
+            encode_images(self._vae, images).transpose(0, 1).half().cpu()
             for images in (target, target * self.keep.to(self._device), reference)
         ]
-        audio = self._features[pair.sound][pair.start : pair.start + self.frames]
+        audio = self._features[pair.track][pair.start : pair.start + self.frames]
         pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
         return EncodedWindow(latents[0], latents[1], latents[2], audio.half().cpu(), pixels)
 
 
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Convert images uint8 [n, h, w, 3] to float32 [n, 3, h, w] in -1..1."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 @torch.no_grad()
-def encode(vae: Any, images: Tensor) -> Tensor:
-    """Latents float32 [n, c, s, s] as the pipeline scales them, of images [n, 3, r, r] in -1..1."""
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Encode images [n, 3, r, r] in -1..1 to latents float32 [n, c, s, s], scaled as in the pipeline."""
     device = images.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cpu"):
         parts = [vae.encode(part).latent_dist.mode().float() for part in images.split(_CHUNK)]
@@ -80,7 +88,6 @@ def encode(vae: Any, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hear(encoder: Callable[[Tensor], Tensor], samples: np.ndarray) -> Tensor:
-    """Each frame's window of features, [frames, n, d] at 25 fps, of a whole sound at 16 kHz."""
-    rows = torch.cat(list(FeatureStream(encoder, open_audio((samples, 16_000))).features()))
-    return frame_windows(rows, FPS, round(len(samples) * FPS / 16_000))
+def encode_track(encoder: Callable[[Tensor], Tensor], samples: np.ndarray) -> Tensor:
+    """Encode a whole audio track (16 kHz mono) to one window of features per frame: [frames, n, d] at 25 fps."""
+    return frame_windows(encode_audio(encoder, samples), FPS, round(len(samples) * FPS / 16_000))

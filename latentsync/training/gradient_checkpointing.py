@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations are computed again in the backward pass instead of kept (Chen et al. 2016)."""
+"""Gradient checkpointing: recompute activations in the backward pass instead of storing them (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..models.resnet import ResnetBlock3D
 _LAYERS = (ResnetBlock3D, Transformer3D, MotionModule)
 
 
-def recompute_activations(unet: nn.Module) -> None:
-    """Keep only what goes into each residual block, transformer and motion module; gradients stay the same."""
+def enable_gradient_checkpointing(unet: nn.Module) -> None:
+    """Store only the inputs of each residual block, transformer and motion module. Gradients do not change."""
     for module in unet.modules():
         if isinstance(module, _LAYERS):
-            _recompute(module)
+            _checkpoint_forward(module)
 
 
-def _recompute(module: nn.Module) -> None:
+def _checkpoint_forward(module: nn.Module) -> None:
     forward = module.forward
 
-    def recomputed(*inputs: Any) -> Any:
+    def checkpointed(*inputs: Any) -> Any:
         return checkpoint(forward, *inputs, use_reentrant=False) if module.training else forward(*inputs)
 
-    module.forward = recomputed
+    module.forward = checkpointed

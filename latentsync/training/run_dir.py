@@ -1,73 +1,61 @@
-"""Writing a model folder that `load_models` reads."""
+"""The folder of a training run: locked while a run uses it, with one error message for failed writes."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import torch
-import yaml
-from torch import nn
-
-from ..config import CONFIG_DIR, ModelConfig
-from .export import writing
-
-_VAE_FILE = "diffusion_pytorch_model.safetensors"
+from ...memsafe import is_oom
+from ...memsafe.storage.file_lock import FileLock
+from ..errors import OutputError
 
 
-def save_model(
-    folder: Path, config: ModelConfig, unet: nn.Module, vae: Any, audio_encoder: nn.Module
-) -> None:
-    """Write config.yaml and the three networks in half precision, whole or not at all.
+@contextmanager
+def training_folder(out: Path) -> Iterator[Path]:
+    """Create and lock `out`/training for the duration of the block; yields its path.
 
-    An earlier model in `folder` is replaced; other files in it are left alone. Raises OutputError if there is
-    no room or permission.
+    Folders that this call created are removed again if they are still empty at the end. Raises OutputError if
+    the folder cannot be created or another run holds the lock.
     """
-    with writing(folder):
-        _save_model(folder, config, unet, vae, audio_encoder)
-
-
-def _save_model(
-    folder: Path, config: ModelConfig, unet: nn.Module, vae: Any, audio_encoder: nn.Module
-) -> None:
-    (folder / "vae").mkdir(parents=True, exist_ok=True)
-    # Within the folder: what lies beside it is the user's, or on another disk.
-    partial = Path(tempfile.mkdtemp(prefix=".model-", dir=folder))
+    folder = out / "training"
     try:
-        (partial / "vae").mkdir()
-        published = CONFIG_DIR / f"{config.name}.yaml"
-        if published.is_file() and ModelConfig.from_yaml(published) == config:
-            shutil.copyfile(published, partial / "config.yaml")  # with its comments
-        else:
-            fields = {name: _plain(getattr(config, name)) for name in config.__dataclass_fields__}
-            (partial / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
-        _save(unet, partial / "unet.safetensors")
-        _save(audio_encoder, partial / "audio_encoder.safetensors")
-        _save(vae, partial / "vae" / _VAE_FILE)
-        settings = {k: v for k, v in dict(vae.config).items() if not k.startswith("_")}
-        (partial / "vae" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        mode = (partial / "config.yaml").stat().st_mode
-        for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-            path.chmod(mode)  # safetensors' files are their owner's alone
-            path.replace(folder / path.relative_to(partial))
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock.take(folder / ".lock")
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system does not allow
+        raise OutputError(
+            f"The model folder {str(out)[:100]!r} cannot be written ({_reason(error)}); give another --out."
+        ) from None
+    if lock is None:
+        raise OutputError(f"Another run is training {out}; wait for it, or give another --out.")
+    try:
+        yield folder
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+        with suppress(OSError):  # raised by the first folder that is not empty
+            for path in new:
+                path.rmdir()
 
 
-def _save(module: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
+@contextmanager
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Turn write errors of the system, torch and safetensors within the block into one OutputError on `path`."""
+    from safetensors import SafetensorError
 
-    state = {
-        name: value.detach().cpu().to(torch.float16).contiguous()
-        for name, value in module.state_dict().items()
-    }
-    save_file(state, path)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_oom(error):
+            raise
+        raise OutputError(
+            f"{path} cannot be written ({_reason(error)}); free disk space, or give another --out. The same "
+            "command resumes from the last saved state."
+        ) from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # torch only reports missing bytes; safetensors passes on the system's message.
+    return "perhaps the disk is full" if isinstance(error, RuntimeError) else str(error)

@@ -1,4 +1,4 @@
-"""The third stage: the UNet learns to paint the mouth that belongs to a sound into a masked face."""
+"""UNet training: noise prediction on the masked face, conditioned on a reference and on audio features."""
 
 from __future__ import annotations
 
@@ -12,74 +12,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dataset import WindowPool
-from .loop import LoopOptions, Report, train
+from .dataset import EncodedWindow, WindowDataset
+from .loop import LoopOptions, ProgressCallback, train
 
-SILENT_SHARE = 0.1  # of the windows learn without sound, for guidance
-OUTSIDE_WEIGHT = 0.1  # of the loss where the frame's own pixels are kept
-MOUTH_WEIGHT = 3.0  # of the loss around the mouth, over the rest of the generated region
-MOUTH_BOX = (0.47, 0.95, 0.2, 0.8)  # top, bottom, left, right of lips, chin and jaw, in sides of the square
-PIXEL_WEIGHT = 0.5  # of the decoded mouth's loss
-_PIXEL_FRAMES = 2  # decoded per step
+UNCONDITIONAL_SHARE = 0.1  # of the windows are trained without audio, for classifier-free guidance
+OUTSIDE_WEIGHT = 0.1  # of the loss where inference keeps the frame's own pixels
+MOUTH_WEIGHT = 3.0  # of the loss around the mouth, relative to the rest of the generated region
+MOUTH_BOX = (0.47, 0.95, 0.2, 0.8)  # top, bottom, left, right of lips, chin and jaw, as shares of the square
+PIXEL_WEIGHT = 0.5  # of the loss on the decoded mouth
+_DECODED_FRAMES = 2  # per step, for the loss on the decoded mouth
 
 
 @dataclass(frozen=True)
-class Focus:
-    """What one step looks at."""
+class BatchOptions:
+    """Choice of the windows and frames of one training step."""
 
-    batch: int  # windows
-    frames: int  # consecutive frames of each window: all of them, or a few, for more faces in a step
-    fresh: float  # new windows a step; the others come from the last `held` ones
-    held: int = 240
+    windows: int
+    frames: int  # consecutive frames of each window
+    new_windows: float  # per step; a step draws from the latest `reuse` windows
+    reuse: int
     first: int = 0  # number of the first window
-    pixels: bool = False  # also compare the decoded mouth
+    pixel_loss: bool = False  # add a loss on the decoded mouth
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Windows under noise, and what the UNet should say of them."""
+    """Noisy windows and the right prediction for them."""
 
     sample: Tensor  # [b, 3 c + 1, f, s, s]: noisy latents, mask, masked and reference latents
-    steps: Tensor  # [b], of the noise schedule
+    steps: Tensor  # [b], timesteps of the noise schedule
     audio: Tensor  # [b, f, n, d]
     noisy: Tensor  # [b, c, f, s, s]
     target: Tensor  # [b, c, f, s, s], the clean latents
-    wanted: Tensor  # [b, c, f, s, s], the right prediction
-    alpha: Tensor  # [b, 1, 1, 1, 1], share of the signal's power
+    prediction: Tensor  # [b, c, f, s, s], the right prediction
+    alpha: Tensor  # [b, 1, 1, 1, 1], cumulative product of the schedule: the signal's share of the power
     weight: Tensor  # [1, 1, 1, s, s], of the loss
-    frames: Tensor  # [k, 2], window and frame of a few pictures
-    pixels: Tensor  # uint8 [k, 3, r, r], those pictures
+    frames: Tensor  # [k, 2], window and frame number of a few images
+    pixels: Tensor  # uint8 [k, 3, r, r], those images
 
 
-def train_denoiser(
+def train_unet(
     unet: nn.Module,
     vae: Any,
     scheduler: Any,
-    pool: WindowPool,
+    dataset: WindowDataset,
     options: LoopOptions,
     folder: Path,
     *,
-    focus: Focus,
+    batches: BatchOptions,
     device: torch.device,
-    report: Report,
+    report: ProgressCallback,
     check: Callable[[], None],
 ) -> nn.Module:
-    """Train `unet` on windows of the pool; the scheduler says what it predicts and under which noise."""
+    """Train `unet` on windows of `dataset`, with the noise schedule and prediction type of `scheduler`.
+
+    Returns the UNet. Saves to and resumes from `folder`, and raises, as `loop.train` does.
+    """
     vae.requires_grad_(False)
     kind = scheduler.config.prediction_type
 
-    def step(i: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        oldest = focus.first + int(i * focus.fresh)
-        pool.forget(oldest)
-        numbers = rng.integers(oldest, oldest + focus.held, focus.batch)
-        batch = draw_batch(pool, numbers.tolist(), focus.frames, scheduler, rng, generator, device)
-        return denoising_loss(unet, vae if focus.pixels else None, batch, kind)
+    def compute_loss(
+        i: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        oldest = batches.first + int(i * batches.new_windows)
+        dataset.drop_before(oldest)
+        numbers = rng.integers(oldest, oldest + batches.reuse, batches.windows)
+        batch = draw_batch(dataset, numbers.tolist(), batches.frames, scheduler, rng, generator, device)
+        return denoising_loss(unet, vae if batches.pixel_loss else None, batch, kind)
 
-    return train(unet, step, options, folder, report, check)
+    return train(unet, compute_loss, options, folder, report, check)
 
 
 def draw_batch(
-    pool: WindowPool,
+    dataset: WindowDataset,
     numbers: list[int],
     frames: int,
     scheduler: Any,
@@ -87,56 +92,63 @@ def draw_batch(
     generator: torch.Generator,
     device: torch.device,
 ) -> Batch:
-    """These windows of the pool, `frames` frames of each, under random noise."""
-    windows = [pool[number] for number in numbers]
+    """Take `frames` frames of each of the windows `numbers` and add random noise to them."""
+    windows = [dataset[number] for number in numbers]
     count = len(windows)
-    cuts = [slice(c, c + frames) for c in rng.integers(pool.frames - frames + 1, size=count)]
-    pairs = list(zip(windows, cuts, strict=True))
+    cuts = [slice(c, c + frames) for c in rng.integers(dataset.frames - frames + 1, size=count)]
     target, masked, reference = (
-        torch.stack([getattr(window, name)[:, cut].float() for window, cut in pairs]).to(device)
-        for name in ("target", "masked", "reference")
+        _stack(windows, cuts, name, device) for name in ("target", "masked", "reference")
     )
-    audio = torch.stack([window.audio[cut].float() for window, cut in pairs]).to(device)
-    silent = torch.from_numpy(rng.random(count) < SILENT_SHARE).to(device)
+    audio = torch.stack([window.audio[cut].float() for window, cut in zip(windows, cuts, strict=True)])
+    unconditional = torch.from_numpy(rng.random(count) < UNCONDITIONAL_SHARE)
     alphas = scheduler.alphas_cumprod
     steps = torch.from_numpy(rng.integers(0, len(alphas), count))
     alpha = alphas[steps].view(-1, 1, 1, 1, 1).to(device)
-    side = target.shape[-1]
+    size = target.shape[-1]
     # One noise for all frames of a window, as in inference.
-    noise = torch.randn(count, target.shape[1], 1, side, side, generator=generator).to(device)
+    noise = torch.randn(count, target.shape[1], 1, size, size, generator=generator).to(device)
     noisy = alpha.sqrt() * target + (1 - alpha).sqrt() * noise
-    wanted = {
+    prediction = {
         "epsilon": noise.expand_as(target),
         "sample": target,
         "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * target,
     }[scheduler.config.prediction_type]
-    mask, weight = _latent_masks(pool.keep, side)
-    mask = mask.to(device).expand(count, 1, frames, side, side)
-    shown = torch.from_numpy(
-        np.stack([rng.integers(count, size=_PIXEL_FRAMES), rng.integers(frames, size=_PIXEL_FRAMES)], 1)
+    mask, weight = _latent_masks(dataset.keep, size)
+    mask = mask.to(device).expand(count, 1, frames, size, size)
+    decoded = np.stack(
+        [rng.integers(count, size=_DECODED_FRAMES), rng.integers(frames, size=_DECODED_FRAMES)], 1
     )
     return Batch(
         sample=torch.cat([noisy, mask, masked, reference], dim=1),
         steps=steps.to(device),
-        audio=audio.masked_fill(silent[:, None, None, None], 0.0),
+        audio=audio.masked_fill(unconditional[:, None, None, None], 0.0).to(device),
         noisy=noisy,
         target=target,
-        wanted=wanted,
+        prediction=prediction,
         alpha=alpha,
         weight=weight.to(device),
-        frames=shown,
-        pixels=torch.stack([windows[w].pixels[cuts[w]][f] for w, f in shown.tolist()]).to(device),
+        frames=torch.from_numpy(decoded),
+        pixels=torch.stack([windows[w].pixels[cuts[w]][f] for w, f in decoded.tolist()]).to(device),
     )
+
+
+def _stack(windows: list[EncodedWindow], cuts: list[slice], name: str, device: torch.device) -> Tensor:
+    """Latents [b, c, f, s, s] of these frames of the windows."""
+    latents = [getattr(window, name)[:, cut].float() for window, cut in zip(windows, cuts, strict=True)]
+    return torch.stack(latents).to(device)
 
 
 def denoising_loss(
     unet: nn.Module, vae: Any | None, batch: Batch, kind: str
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted squared error of the prediction and, with a VAE, of the decoded mouth; and figures for the log."""
+    """Compute the weighted squared error of the prediction plus, with a VAE, the error of the decoded mouth.
+
+    kind: prediction type of the scheduler. Also returns figures for the log.
+    """
     predicted = unet(batch.sample, batch.steps, batch.audio).float()
     weight = batch.weight / batch.weight.mean()
-    loss = ((predicted - batch.wanted).square() * weight).mean()
-    clean = clean_estimate(predicted, batch.noisy, batch.alpha, kind)
+    loss = ((predicted - batch.prediction).square() * weight).mean()
+    clean = estimate_clean(predicted, batch.noisy, batch.alpha, kind)
     figures = {"clean": float(((clean.detach() - batch.target).square() * weight).mean())}
     if vae is not None:
         chosen = torch.stack([clean[w, :, f] for w, f in batch.frames.tolist()])
@@ -150,8 +162,8 @@ def denoising_loss(
     return loss, figures
 
 
-def clean_estimate(predicted: Tensor, noisy: Tensor, alpha: Tensor, kind: str) -> Tensor:
-    """The latents that a prediction of this kind stands for (Salimans and Ho 2022, appendix D)."""
+def estimate_clean(predicted: Tensor, noisy: Tensor, alpha: Tensor, kind: str) -> Tensor:
+    """Convert a prediction of type `kind` to clean latents (Salimans and Ho 2022, appendix D)."""
     if kind == "sample":
         return predicted
     if kind == "v_prediction":
@@ -159,10 +171,10 @@ def clean_estimate(predicted: Tensor, noisy: Tensor, alpha: Tensor, kind: str) -
     return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
 
 
-def _latent_masks(keep: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The mask channel and the loss' weights, each [1, 1, 1, s, s], from the mask [1, r, r]."""
-    mask = F.interpolate(keep[None], size=(side, side), mode="nearest")
+def _latent_masks(keep: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the mask channel and the weights of the loss, each [1, 1, 1, s, s], from the mask [1, r, r]."""
+    mask = F.interpolate(keep[None], size=(size, size), mode="nearest")
     weight = OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * (mask < 0.5)
-    top, bottom, left, right = (round(v * side) for v in MOUTH_BOX)
+    top, bottom, left, right = (round(v * size) for v in MOUTH_BOX)
     weight[..., top:bottom, left:right] *= MOUTH_WEIGHT
     return mask[:, :, None], weight[:, :, None]

@@ -1,4 +1,4 @@
-"""The weights that ship: they load as the real ones do, are small, and paint a mouth that follows the sound."""
+"""The weights in checkpoints/demo: they load like the real ones, are small, and the mouth follows the audio."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ LIMIT = 40 * 10**6  # bytes
 
 @pytest.fixture(scope="module")
 def bundle() -> ModelBundle:
-    class Nobody:
+    class NoFaces:
         def detect(self, frames: np.ndarray) -> list:
             return [[] for _ in frames]
 
-    return load_models("demo", detector=Nobody())
+    return load_models("demo", detector=NoFaces())
 
 
-def test_it_is_small_and_complete() -> None:
+def test_the_model_is_small_and_complete() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.name for path in files} == {
@@ -42,7 +42,7 @@ def test_it_is_small_and_complete() -> None:
     }
 
 
-def test_it_is_of_the_real_models_classes(bundle: ModelBundle) -> None:
+def test_the_networks_have_the_classes_of_the_real_model(bundle: ModelBundle) -> None:
     assert isinstance(bundle.unet, UNet3DConditionModel)
     assert isinstance(bundle.vae, AutoencoderKL)
     assert isinstance(bundle.audio_encoder, AudioEncoder)
@@ -51,19 +51,18 @@ def test_it_is_of_the_real_models_classes(bundle: ModelBundle) -> None:
     assert any(name.endswith("attn2") for name in modules)
     assert bundle.config == ModelConfig.published("demo")
     assert bundle.config.resolution >= 128
-    # Nothing is left as it was made: untrained motion modules would end in zeros.
+    # Everything was trained: the output layer of an untrained motion module is zero.
     motion = [m for m in modules.values() if isinstance(m, MotionModule)]
     assert all(float(m.temporal_transformer.proj_out.weight.abs().max()) > 0 for m in motion)
     assert bundle.vae.config.scaling_factor != 1.0
 
 
 @pytest.mark.usefixtures("faces")
-def test_one_window_of_the_pipeline_speaks(bundle: ModelBundle) -> None:
-    """A loud vowel opens the mouth, silence closes it, and the face stays hers."""
+def test_a_vowel_opens_the_mouth_and_silence_closes_it(bundle: ModelBundle) -> None:
     detector = load_detector()
     bundle = ModelBundle(bundle.unet, bundle.vae, bundle.audio_encoder, detector, bundle.config)
     times = np.arange(round(16 / 25 * 16_000)) / 16_000
-    # "ah" of an adult (Peterson and Barney 1952: 730, 1090, 2440 Hz), as a buzz shaped by three resonances.
+    # "ah" of an adult (formants of Peterson and Barney 1952): harmonics weighted by three resonances.
     pitch = 120
     harmonics = np.arange(1, 60) * pitch
     gains = sum(a / (1 + ((harmonics - f) / 90) ** 2) for f, a in ((730, 1.0), (1090, 0.5), (2440, 0.15)))
@@ -72,12 +71,12 @@ def test_one_window_of_the_pipeline_speaks(bundle: ModelBundle) -> None:
     source = np.stack(moving_portrait((256, 256)).read(0, 16))
     options = SyncOptions(steps=6)
     openings = []
-    for sound in (vowel, np.zeros_like(vowel)):
+    for audio in (vowel, np.zeros_like(vowel)):
         pipe = LipSyncPipeline(bundle, Runtime.auto("cpu"))
-        frames = np.concatenate(list(pipe.stream(source, (sound, 16_000), options)))
+        frames = np.concatenate(list(pipe.stream(source, (audio, 16_000), options)))
         assert frames.shape == source.shape
         change = np.abs(frames.astype(int) - source).mean(-1)
-        assert (change == 0).mean() > 0.6  # most of the picture is not touched
-        assert change[change > 0].mean() < 30  # and what is painted looks like what was there
+        assert (change == 0).mean() > 0.6  # most of the frame does not change
+        assert change[change > 0].mean() < 30  # and the generated face resembles the original
         openings.append(np.mean([found[0].mouth_opening for found in detector.landmarks(frames)]))
     assert openings[0] > openings[1] + 0.02

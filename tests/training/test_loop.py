@@ -1,4 +1,4 @@
-"""The training loop: falls on a fixed batch, goes on as if never stopped, and refuses what cannot go on."""
+"""The training loop: lowers the loss, resumes exactly, and refuses states it cannot resume from."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def options(**changes):
     return LoopOptions(**{"stage": "fit", "steps": 40, "learning_rate": 1e-2, "autocast": None, **changes})
 
 
-def test_loss_falls(tmp_path):
+def test_the_loss_falls(tmp_path):
     module, seen = network(), []
     train(
         module,
@@ -41,7 +41,7 @@ def test_loss_falls(tmp_path):
     assert np.mean(seen[-5:]) < 0.5 * np.mean(seen[:5])
 
 
-def test_goes_on_as_if_never_stopped(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole = network()
     train(whole, regression_step(whole), options(), tmp_path / "whole")
 
@@ -63,7 +63,7 @@ def test_goes_on_as_if_never_stopped(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_step_broken_off_while_it_changes_the_weights_is_not_kept(tmp_path, monkeypatch):
+def test_a_step_interrupted_while_it_changes_the_weights_is_not_saved(tmp_path, monkeypatch):
     whole = network()
     train(whole, regression_step(whole), options(save_every=10), tmp_path / "whole")
     lerp, calls = torch._foreach_lerp_, iter(range(1000))
@@ -96,17 +96,17 @@ def test_the_result_is_the_average_of_the_weights(tmp_path):
         assert not torch.equal(mean, last)
 
 
-def test_rate_rises_stays_and_falls():
+def test_the_learning_rate_rises_stays_constant_and_falls():
     o = options(steps=1000, learning_rate=1.0)
-    assert o.rate(0) == pytest.approx(1 / 50)
-    assert o.rate(49) == o.rate(749) == 1.0
-    assert o.rate(875) == pytest.approx(0.5)
-    # Until the fall begins a longer run does the same.
+    assert o.rate_at(0) == pytest.approx(1 / 50)
+    assert o.rate_at(49) == o.rate_at(749) == 1.0
+    assert o.rate_at(875) == pytest.approx(0.5)
+    # Until the decay begins a longer run has the same rates.
     longer = options(steps=4000, learning_rate=1.0)
-    assert [o.rate(i) for i in range(750)] == [longer.rate(i) for i in range(750)]
+    assert [o.rate_at(i) for i in range(750)] == [longer.rate_at(i) for i in range(750)]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     module = network()
 
     def step(i, rng, generator):
@@ -123,3 +123,42 @@ def test_the_state_of_another_network_is_refused(tmp_path):
     other = nn.Linear(3, 2)
     with pytest.raises(TrainingError, match="state of another network"):
         train(other, regression_step(other), options(steps=4), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "junk", "cut", "list", "keys", "folder"])
+def test_a_damaged_state_is_named(tmp_path, damage):
+    module = network()
+    train(module, regression_step(module), options(steps=2), tmp_path)
+    path = tmp_path / "fit.state.pt"
+    whole = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    elif damage in ("list", "keys"):
+        torch.save([1, 2] if damage == "list" else {"step": 2}, path)
+    else:
+        path.write_bytes({"empty": b"", "junk": b"junk" * 50, "cut": whole[:-300]}[damage])
+    message = r"fit\.state\.pt (is damaged|cannot be read).*; remove it to train"
+    with pytest.raises(TrainingError, match=message):
+        train(module, regression_step(module), options(steps=4), tmp_path)
+
+
+def test_changed_settings_give_a_warning(tmp_path, caplog):
+    module = network()
+
+    def run(steps=2, **settings):
+        train(module, regression_step(module), options(steps=steps, settings=settings), tmp_path)
+
+    run(seed=1, base="demo")
+    run(seed=1, base="demo")
+    assert not caplog.records
+    for _ in range(2):  # the second run warns too, because nothing was trained in the first one
+        run(seed=9, base="demo")
+        (record,) = caplog.records
+        assert (
+            "for 2 steps with seed 1; training resumes from there. To train with seed 9"
+            in record.getMessage()
+        )
+        caplog.clear()
+    run(steps=1, seed=1, base="demo")
+    assert "for 2 steps already, more than the 1 requested; nothing is trained" in caplog.text

@@ -1,0 +1,1 @@
+"""Measures lip sync and image quality of the demo model against fixed goals."""
