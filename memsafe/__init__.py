@@ -14,7 +14,8 @@ from .plan.memory_model import ModelShape, VideoShape, shape_of
 from .plan.memory_plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
 from .runtime import Runtime
 from .storage.latent_cache import LatentCache, module_key
-from .weights.quantize import autocast, quantize_weights, weight_dtype
+from .weights.precision import autocast, weight_dtype
+from .weights.quantize import quantize_weights
 
 __all__ = [
     "AdaptiveMemoryOptimizer",

@@ -24,9 +24,9 @@ from .guard import Guard, Workload
 from .host import Cancelled, Host, NullHost, Progress
 from .plan.memory_plan import SLICES, MemoryMode, MemoryPlan
 from .plan.request import PlanRequest
-from .weights.placement import Residency
-from .weights.quantize import in_float32
-from .weights.transfers import Transfers
+from .weights.offload import WeightCopier
+from .weights.placement import ModulePlacement
+from .weights.precision import in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class Runtime:
                     raise
 
             def incoming() -> int:
-                return self._residency.incoming(modules, streamable=streamable)
+                return self._residency.incoming_bytes(modules, streamable=streamable)
 
             yield from self._guard.batches(items, call, inside, incoming, stage=stage, task=task, size=size)
 
@@ -291,7 +291,7 @@ class Runtime:
 
         def cpu() -> bool:
             self.plan = replace(self.plan, device=torch.device("cpu"), dtype=torch.float32)
-            self._residency = Residency(self.device, offload=False, reserve=self.host.reserve)
+            self._residency = ModulePlacement(self.device, offload=False, reserve=self.host.reserve)
             for network in workload.networks:
                 self._undo.enter_context(in_float32(network, self.device))
             return True
@@ -301,9 +301,9 @@ class Runtime:
         return {**places, "cpu": cpu}
 
 
-def _residency(plan: MemoryPlan, info: DeviceInfo, host: Host) -> Residency:
+def _residency(plan: MemoryPlan, info: DeviceInfo, host: Host) -> ModulePlacement:
     # What leaves the device is page-locked as far as main memory allows, so that it comes back while the device
     # works: with the frames, which take at most half of it, up to half, and at least a quarter by itself.
     pin_limit = max(info.ram_available // 2 - plan.ram_budget, info.ram_available // 4)
-    transfers = Transfers(plan.device, pin_limit)
-    return Residency(plan.device, plan.offload, plan.stream_weights, transfers, host.reserve)
+    copier = WeightCopier(plan.device, pin_limit)
+    return ModulePlacement(plan.device, plan.offload, plan.stream_weights, copier, host.reserve)

@@ -100,7 +100,7 @@ class SpatialBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
-        """[n, pixels, dim] and [n, features, audio_dim] -> [n, pixels, dim], with n = batch * frames."""
+        """[n, pixels, dim] and [n, m, audio_dim] -> [n, pixels, dim], with n = batch * frames."""
         hidden = hidden + self.attn1(self.norm1(hidden))
         if self.attn2 is not None and self.norm2 is not None:
             hidden = hidden + self.attn2(self.norm2(hidden), audio)
@@ -118,7 +118,7 @@ class Transformer3D(nn.Module):
         self.proj_out = PointwiseConv(channels, channels)
 
     def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
-        """[b, f, h, w, c] and [b, f, features, audio_dim] -> the shape of `hidden`; audio None without audio layers."""
+        """[b, f, h, w, c] and [b, f, n, audio_dim] -> the shape of `hidden`; audio None without audio layers."""
         tokens = rearrange(self.proj_in(self.norm(hidden)), "b f h w c -> (b f) (h w) c")
         audio = None if audio is None else rearrange(audio, "b f n d -> (b f) n d")
         for block in self.transformer_blocks:

@@ -30,11 +30,10 @@ def check_sizes(config: Any) -> None:
                 raise CheckpointError(
                     f"UNet config: {option.name} is {value!r}; expected a whole number from {low} to {high}."
                 )
-        elif option.type.startswith("Sequence"):
-            if isinstance(value, str) or len(value) > MOST_ENTRIES:
-                raise CheckpointError(
-                    f"UNet config: {option.name} is {value!r}; expected a list of at most {MOST_ENTRIES} entries."
-                )
+        if str(option.type).startswith("Sequence") and (isinstance(value, str) or len(value) > MOST_ENTRIES):
+            raise CheckpointError(
+                f"UNet config: {option.name} is {value!r}; expected a list of at most {MOST_ENTRIES} entries."
+            )
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,13 @@ class KeyRegion:
         height, width = self.mask.shape
         rows = max(1, round(math.sqrt(keys * height / width)))
         if rows * (keys // rows) != keys or abs(keys // rows - rows * width / height) >= 1:
-            raise ValueError(f"{keys} keys are not a frame with the mask's aspect ratio of {height} to {width}.")
+            raise ValueError(
+                f"{keys} keys are not a frame with the mask's aspect ratio of {height} to {width}."
+            )
         return rows, keys // rows
 
 
-def attend_weighted(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor, log_weights: Tensor
-) -> Tensor:
+def attend_weighted(attend: Attend, query: Tensor, key: Tensor, value: Tensor, log_weights: Tensor) -> Tensor:
     """Compute softmax(q k^T / sqrt(d) + log_weights) v on [batch, heads, n, d] tensors by a kernel without bias.
 
     Two more head dimensions carry the bias: ones in the query are multiplied by log_weights * sqrt(d) in the key.

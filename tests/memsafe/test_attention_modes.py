@@ -199,9 +199,7 @@ def test_without_a_compiler_the_twin_computes(
     want = masked(query, key, value, run.region.log_weights(64, query.device))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     assert run.used["ran"] == "twin" and run.used["no_flex"]
-    assert [record.name for record in caplog.records if "FlexAttention" in record.message] == [
-        modes.__name__
-    ]
+    assert [record.name for record in caplog.records if "FlexAttention" in record.message] == [modes.__name__]
 
 
 def test_one_warning_where_flex_is_not_for_the_device(caplog: pytest.LogCaptureFixture) -> None:

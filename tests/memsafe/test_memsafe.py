@@ -44,7 +44,7 @@ def test_page_locked_weights_have_their_share_of_main_memory_beside_frames(
     mode: MemoryMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = []
-    monkeypatch.setattr(runtime_module, "Transfers", lambda device, limit: limits.append(limit))
+    monkeypatch.setattr(runtime_module, "WeightCopier", lambda device, limit: limits.append(limit))
     info = replace(card(8), ram_available=12 * GIB)
     plan = plan_for(info, memory_mode=mode)
     Runtime(plan, info)

@@ -14,8 +14,8 @@ from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.memsafe import MemoryMode, ModelShape, Tier, VideoShape, plan_for
-from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
 from latentsync_memsafe.memsafe.plan.memory_plan import MOST_WINDOWS, peak_of
+from latentsync_memsafe.memsafe.weights.sizes import weight_bytes
 
 from support.cards import GIB, card
 
