@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
-from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.weights.checkpoints import UNET_FILES, find_model_folder
 from latentsync_memsafe.latentsync.weights.loading import folder_config, load_unet
 from latentsync_memsafe.memsafe import Runtime
@@ -18,6 +17,7 @@ from latentsync_memsafe.memsafe.weights.precision import autocast, in_float32, w
 from latentsync_memsafe.memsafe.weights.quantize import QuantizationResult, quantize_weights
 from latentsync_memsafe.memsafe.weights.sizes import weight_bytes
 
+from support.known_faces import PointsDetector
 from support.portrait import tones
 from support.small_models import tiny_bundle, tiny_unet
 
