@@ -43,6 +43,8 @@ class FaceMeshDetector:
     def landmarks(self, frames: np.ndarray) -> list[list[Landmarks]]:
         """Return all points of all faces of each frame of uint8 [n, h, w, 3] RGB, highest score first."""
         check_frames(frames)
+        if not len(frames):
+            return []
         found = self._proposals(frames)
         # The first crop, from the coarse candidate, jitters by a few pixels, and so do its points; the second,
         # from those points, does not depend on the candidate.
@@ -72,8 +74,6 @@ class FaceMeshDetector:
         return found
 
     def _proposals(self, frames: np.ndarray) -> list[list[Proposal]]:
-        if not len(frames):
-            return []
         letterbox = Letterbox.of(*frames.shape[1:3])
         regression, logits = self.detection(letterbox.shrink(frames))
         return [decode(r, s, letterbox, self.min_score) for r, s in zip(regression, logits, strict=True)]
