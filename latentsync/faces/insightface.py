@@ -18,11 +18,11 @@ from .detect import Face, check_frames
 from .proposals import iou
 
 FILES = ("det_10g.onnx", "2d106det.onnx")
-SIDE = 512  # height and width of the detector's input, as in upstream LatentSync
+INPUT_SIZE = 512  # height and width of the detector's input, as in upstream LatentSync
 STRIDES = (8, 16, 32)
 ANCHORS = 2  # per grid cell
 OVERLAP = 0.4  # intersection over union above which the box with the lower score is dropped
-LANDMARK_SIDE = 192
+LANDMARK_SIZE = 192
 LEFT_BROW = (43, 48, 49, 51, 50)  # of the 106
 RIGHT_BROW = (101, 102, 103, 104, 105)
 NOSE = (74, 77, 83, 86)
@@ -67,7 +67,7 @@ class InsightFaceDetector:
 
     def _points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
         matrix = landmark_crop(box)
-        crop = cv2.warpAffine(frame, matrix, (LANDMARK_SIDE, LANDMARK_SIDE))
+        crop = cv2.warpAffine(frame, matrix, (LANDMARK_SIZE, LANDMARK_SIZE))
         (output,) = _run(self._landmarks, crop.astype(np.float32))
         return three_points(output.reshape(106, 2), matrix)
 
@@ -76,10 +76,10 @@ def letterbox(frame: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the frame in the top left corner of a black 512 x 512, and the factor of its resize."""
     height, width = frame.shape[:2]
     if height > width:
-        h, w = SIDE, max(int(SIDE * width / height), 1)
+        h, w = INPUT_SIZE, max(int(INPUT_SIZE * width / height), 1)
     else:
-        h, w = max(int(SIDE * height / width), 1), SIDE
-    square = np.zeros((SIDE, SIDE, 3), np.uint8)
+        h, w = max(int(INPUT_SIZE * height / width), 1), INPUT_SIZE
+    square = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     square[:h, :w] = cv2.resize(frame, (w, h))
     return square, h / height
 
@@ -93,7 +93,7 @@ def decode(outputs: list[np.ndarray], min_score: float) -> tuple[np.ndarray, np.
     """
     boxes, scores = [], []
     for level, stride in enumerate(STRIDES):
-        cells = SIDE // stride
+        cells = INPUT_SIZE // stride
         y, x = np.divmod(np.arange(cells * cells).repeat(ANCHORS), cells)
         centre = np.stack([x, y], -1) * stride
         distances = outputs[level + len(STRIDES)].reshape(-1, 4) * stride
@@ -122,14 +122,14 @@ def is_plausible(box: np.ndarray) -> bool:
 
 def landmark_crop(box: np.ndarray) -> np.ndarray:
     """Return [2, 3] from frame to the 192 x 192 crop: a square of 1.5 x the box's longer edge at its centre."""
-    scale = LANDMARK_SIDE / (max(box[2] - box[0], box[3] - box[1]) * 1.5)
-    shift = LANDMARK_SIDE / 2 - (box[:2] + box[2:]) / 2 * scale
+    scale = LANDMARK_SIZE / (max(box[2] - box[0], box[3] - box[1]) * 1.5)
+    shift = LANDMARK_SIZE / 2 - (box[:2] + box[2:]) / 2 * scale
     return np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
 
 
 def three_points(landmarks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Return brows and nose in frame pixels, float32 [3, 2], from landmarks [106, 2] in -1..1 of the crop."""
-    crop = (landmarks.astype(np.float64) + 1) * (LANDMARK_SIDE // 2)
+    crop = (landmarks.astype(np.float64) + 1) * (LANDMARK_SIZE // 2)
     frame = (crop - matrix[:, 2]) / matrix[0, 0]
     return np.stack([frame[list(part)].mean(0) for part in (LEFT_BROW, RIGHT_BROW, NOSE)]).astype(np.float32)
 

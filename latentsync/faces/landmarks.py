@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .proposals import SIDE, Proposal
+from .proposals import INPUT_SIZE, Proposal
 
 # Indices among the 468 points: means of the first three are the brows and the nose.
 LEFT_BROW = (71, 63, 105, 66, 107)
@@ -71,9 +71,9 @@ class Crop:
         return cls._square(level @ (corner + opposite) / 2, (opposite - corner).max(), eyes)
 
     @classmethod
-    def _square(cls, centre: np.ndarray, side: float, eyes: np.ndarray) -> Crop:
-        linear = _rotation(eyes) * (max(float(side) * MARGIN, 1.0) / SIDE)
-        return cls(np.column_stack([linear, centre - linear @ (SIDE / 2, SIDE / 2)]))
+    def _square(cls, centre: np.ndarray, size: float, eyes: np.ndarray) -> Crop:
+        linear = _rotation(eyes) * (max(float(size) * MARGIN, 1.0) / INPUT_SIZE)
+        return cls(np.column_stack([linear, centre - linear @ (INPUT_SIZE / 2, INPUT_SIZE / 2)]))
 
     @property
     def scale(self) -> float:
@@ -90,12 +90,14 @@ class Crop:
         shift = (
             self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5
         )  # from pixel corners to centres, in frame and crop
-        side = SIDE * dense
+        size = INPUT_SIZE * dense
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         crop = cv2.warpAffine(
-            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (side, side), flags=flags
+            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (size, size), flags=flags
         )
-        return crop if dense == 1 else cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        return (
+            crop if dense == 1 else cv2.resize(crop, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA)
+        )
 
     def to_frame(self, points: np.ndarray) -> np.ndarray:
         """Map the network's points [..., 3] to frame pixels (centres at whole numbers), float32 [..., 3]."""

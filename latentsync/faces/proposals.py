@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SIDE = 192  # height and width of the network's input, pixels
+INPUT_SIZE = 192  # height and width of the network's input, pixels
 GRID = 48  # cells per row and column
 OVERLAP = 0.3  # candidates overlapping the best one by more (intersection over union) are the same face
 
@@ -36,15 +36,15 @@ class Letterbox:
     @classmethod
     def of(cls, height: int, width: int) -> Letterbox:
         """Return the largest centred position of a frame of this size."""
-        fit = SIDE / max(height, width)
+        fit = INPUT_SIZE / max(height, width)
         w, h = max(round(width * fit), 1), max(round(height * fit), 1)
-        return cls((w / width, h / height), ((SIDE - w) // 2, (SIDE - h) // 2))
+        return cls((w / width, h / height), ((INPUT_SIZE - w) // 2, (INPUT_SIZE - h) // 2))
 
     def shrink(self, frames: np.ndarray) -> np.ndarray:
         """Resize uint8 [n, h, w, 3] to uint8 [n, 192, 192, 3], centred on black."""
         n, height, width, _ = frames.shape
         w, h = round(width * self.scale[0]), round(height * self.scale[1])
-        (x, y), square = self.offset, np.zeros((n, SIDE, SIDE, 3), np.uint8)
+        (x, y), square = self.offset, np.zeros((n, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
         # Averaged over areas: with single samples the candidates would flicker with the noise.
         method = cv2.INTER_AREA if w < width else cv2.INTER_LINEAR
         for frame, target in zip(frames, square, strict=True):
@@ -69,7 +69,7 @@ def decode(
     scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -100, 100)))
     cells = np.flatnonzero(scores >= min_score)
     values = regression[cells].astype(np.float64).reshape(len(cells), 8, 2)
-    centres = (np.stack([cells % GRID, cells // GRID], -1) + 0.5) * (SIDE / GRID)
+    centres = (np.stack([cells % GRID, cells // GRID], -1) + 0.5) * (INPUT_SIZE / GRID)
     middle, half = values[:, 0] + centres, np.abs(values[:, 1]) / 2
     corners = np.stack([middle - half, middle + half, values[:, 2] + centres, values[:, 3] + centres], 1)
     return [

@@ -31,7 +31,7 @@ class _Observation:
 
 
 class PathSmoother:
-    """Turns detections into placements, `delay` frames later.
+    """Converts detections into placements, `delay` frames later.
 
     Each coordinate is a weighted parabola fitted to the neighbouring frames of the same shot; unlike a causal
     filter it follows constant and accelerated motion exactly. Short gaps are interpolated; next to longer gaps

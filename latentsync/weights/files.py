@@ -96,11 +96,15 @@ def assign_weights(
 
 
 def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, expected: str) -> None:
-    want = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    have = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = [name for name in want if name not in have]
-    extra = [name for name in have if name not in want]
-    other = [f"{n} {list(have[n])} for {list(want[n])}" for n in want if n in have and have[n] != want[n]]
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing = [name for name in wanted if name not in stored]
+    extra = [name for name in stored if name not in wanted]
+    other = [
+        f"{n} {list(stored[n])} for {list(wanted[n])}"
+        for n in wanted
+        if n in stored and stored[n] != wanted[n]
+    ]
     found = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for names, what in ((missing, "missing"), (extra, "unknown"), (other, "of another shape"))
@@ -108,8 +112,8 @@ def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, expec
     ]
     if found:
         raise CheckpointError(
-            f"{path} is not {expected}: it looks like {describe(have)}, with {', '.join(found)} of "
-            f"{len(want)} expected weights. Put the right file in its place."
+            f"{path} is not {expected}: it looks like {describe(stored)}, with {', '.join(found)} of "
+            f"{len(wanted)} expected weights. Put the right file in its place."
         )
 
 
