@@ -1,7 +1,7 @@
-"""What ComfyUI Manager runs after `pip install -r requirements.txt`: fetches the two face models.
+"""Download of the two face models, run by ComfyUI Manager after `pip install -r requirements.txt`.
 
-They are compared with their hashes and put into models/latentsync/faces. What is there already is not fetched
-again, and without a network nothing is changed; the nodes then say what is missing.
+They are compared with their hashes and put into models/latentsync/faces. Files that exist are not downloaded
+again, and without a network nothing changes; the nodes then say what is missing.
 """
 
 import importlib.util
@@ -14,23 +14,22 @@ PACKAGE = "latentsync_memsafe"
 
 
 def main() -> None:
-    """Fetch them and say where they are, or why not; never ends with an error."""
+    """Download the files and print their paths, or the reason why not; never raises."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # a folder's name may have letters that a Windows console lacks
+        # The name of a folder may have letters that a Windows console lacks.
+        sys.stdout.reconfigure(errors="replace")
     try:
         _import_pack()
         from latentsync_memsafe.latentsync.weights.download import download
 
         for path in download("faces"):
             print(f"LatentSync: {path}")
-    except Exception as error:  # whatever it is, the installation of the pack has succeeded
+    except Exception as error:  # of any kind: the installation of the pack has succeeded
         print(f"LatentSync: the face models were not fetched; the nodes work when they are there. {error}")
 
 
 def _import_pack() -> None:
-    """Make this folder importable by the package's name, whatever the folder is called."""
+    """Make this folder importable by the package's name, whatever name the folder has."""
     spec = importlib.util.spec_from_file_location(
         PACKAGE, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
     )

@@ -34,7 +34,7 @@ from .latentsync.comfyui.sync_inputs import (
 )
 from .latentsync.comfyui.widgets import check_choices, check_widgets
 from .latentsync.report import Report
-from .latentsync.weights.registry import installed_models
+from .latentsync.weights.checkpoints import installed_models
 from .memsafe import DeviceInfo, probe
 
 OFFLOADS = {"auto": None, "always": True, "never": False}

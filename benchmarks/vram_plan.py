@@ -48,8 +48,8 @@ from latentsync_memsafe.memsafe import (
     shape_of,
 )
 from latentsync_memsafe.memsafe.device.memory import allocated_memory
-from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
-from latentsync_memsafe.memsafe.weights.transfers import Arrival, Transfers
+from latentsync_memsafe.memsafe.weights.offload import PendingCopy, WeightCopier
+from latentsync_memsafe.memsafe.weights.sizes import weight_bytes
 
 # isort: split
 from support.fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks
@@ -111,22 +111,22 @@ def weights_counted(bundle: ModelBundle) -> Iterator[list[int]]:
     """Inside, the list's last entry is the most bytes of the networks' weights that lay on the device together."""
     networks = (bundle.unet, bundle.vae, bundle.audio_encoder)
     now = sum(weight_bytes(network) for network in networks if next(network.parameters()).device == DEVICE)
-    most, start = [now], Transfers.start
+    most, start = [now], WeightCopier.start
 
     def left(size: int) -> None:
         nonlocal now
         now -= size
 
-    def counted(transfers: Transfers, tensors: Sequence[torch.Tensor]) -> Arrival:
+    def counted(copier: WeightCopier, tensors: Sequence[torch.Tensor]) -> PendingCopy:
         nonlocal now
-        arrival = start(transfers, tensors)
-        for copy in arrival.tensors:
+        pending = start(copier, tensors)
+        for copy in pending.tensors:
             now += copy.nbytes
             weakref.finalize(copy.untyped_storage(), left, copy.nbytes)
         most.append(max(now, most[-1]))
-        return arrival
+        return pending
 
-    with patch.object(Transfers, "start", counted):
+    with patch.object(WeightCopier, "start", counted):
         yield most
 
 

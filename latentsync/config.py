@@ -176,7 +176,7 @@ class ModelConfig:
             ) from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is not a valid YAML file ({str(error).splitlines()[0]})."
             ) from None

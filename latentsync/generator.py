@@ -31,9 +31,9 @@ from ..memsafe import (
 from .config import SyncOptions
 from .errors import NumericalError
 from .faces.align import Template
-from .faces.composite import paste, restore
 from .faces.locate import LocatedFrame
 from .faces.mask import keep_mask, paste_alpha
+from .faces.paste import paste, restore
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..memsafe import weight_dtype
-from .errors import NumericalError
+from .errors import CheckpointError, NumericalError
 
 # The published scheduler (LatentSync 1.5 and 1.6).
 PUBLISHED_SCHEDULER = {
@@ -24,18 +24,27 @@ PUBLISHED_SCHEDULER = {
 
 
 def make_scheduler(config: Mapping[str, Any]) -> Any:
-    """A diffusers DDIMScheduler with the published settings, over which `config` (a model's) wins."""
+    """Build a diffusers DDIMScheduler from the published settings and those of a model, which take precedence.
+
+    Raises CheckpointError for settings that describe no scheduler.
+    """
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config({**PUBLISHED_SCHEDULER, **config})
+    try:
+        return DDIMScheduler.from_config({**PUBLISHED_SCHEDULER, **config})
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"The model's scheduler config describes no DDIMScheduler ({reason}); correct its config.yaml."
+        ) from None
 
 
-def shared_noise(seed: int, channels: int, side: int) -> torch.Tensor:
-    """The noise every frame starts from: float32 [1, channels, 1, side, side], made on the CPU.
+def shared_noise(seed: int, channels: int, size: int) -> torch.Tensor:
+    """Draw the initial noise of every frame: float32 [1, channels, 1, size, size], on the CPU.
 
-    One sample for all frames of a clip, as published; a CPU generator gives the same one on every device.
+    One sample for all frames of a clip, as published; a CPU generator draws the same one on every device.
     """
-    return torch.randn(1, channels, 1, side, side, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, channels, 1, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def denoise(
@@ -77,7 +86,7 @@ def denoise(
             return unconditional
         return unconditional + guidance * (conditional[0] - unconditional)
 
-    # The scheduler's table and its timesteps stay on the CPU, or every step would wait for the device.
+    # The scheduler's table and its timesteps stay on the CPU; otherwise every step would wait for the device.
     scheduler.set_timesteps(steps)
     for timestep, on_device in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
         before_step()

@@ -15,7 +15,8 @@ from .plan.steps import step_down, steps_named
 from .plan.task import Task
 from .runtime import Runtime, Workload
 from .storage.latent_cache import LatentCache, module_key
-from .weights.quantize import autocast, quantize_weights, weight_dtype
+from .weights.precision import autocast, weight_dtype
+from .weights.quantize import quantize_weights
 
 __all__ = [
     "AdaptiveMemoryOptimizer",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .attention.modes import AttentionMode
-from .batching.batches import Placement, run_batched
+from .batching.batches import CallContext, run_batched
 from .batching.pressure import MemoryKind, PressureMonitor, monitor_for
 from .batching.recovery import ADVICE, Recovery
 from .device.memory import (
@@ -33,9 +33,10 @@ from .plan.memory_model import ModelShape, VideoShape
 from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES, MemoryMode, MemoryPlan
 from .plan.steps import Step, steps_named
 from .plan.task import Task
-from .weights.placement import Residency
-from .weights.quantize import in_float32, in_int8
-from .weights.transfers import Transfers
+from .weights.offload import WeightCopier
+from .weights.placement import ModulePlacement
+from .weights.precision import in_float32
+from .weights.quantize import in_int8
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Workload:
     resolution: int = DEFAULT_RESOLUTION  # pixels, width of the generated face
     window_frames: int = WINDOW_FRAMES  # frames the denoiser takes together
     video: VideoShape = field(default_factory=VideoShape)
-    # Steps down for a single item that does not fit. Those of the placement need no help of the pipeline.
+    # Steps down for a single item that does not fit. Those of the module placement need no help of the pipeline.
     steps: Sequence[Step] = steps_named("offload", "stream_weights", "cpu")
     allowed: Collection[str] = ()  # permissions for steps that need one
     advice: Sequence[str] = ADVICE  # two options to name when nothing helped
@@ -202,7 +203,7 @@ class Runtime:
         most; None: as many as the task's plan says. See `batching.batches.run_batched`.
         """
         items = items if isinstance(items, Sequence) else list(items)
-        with _OnDevice(self, task, network, streamable) as placement:
+        with _OnDevice(self, task, network, streamable) as context:
             return list(
                 run_batched(
                     fn,
@@ -210,7 +211,7 @@ class Runtime:
                     task=task,
                     recovery=self._recovery,
                     most=max(len(items), 1) if most is None else most,
-                    placement=placement,
+                    context=context,
                 )
             )
 
@@ -314,7 +315,7 @@ class Runtime:
         if new.device != old.device:
             for network in networks:
                 self._undo.enter_context(in_float32(network, new.device))
-            self._modules = Residency(new.device, offload=False, reserve=self.host.reserve)
+            self._modules = ModulePlacement(new.device, offload=False, reserve=self.host.reserve)
             return
         self._modules.offload, self._modules.stream_weights = new.offload, new.stream_weights
         if new.offload and not old.offload:
@@ -322,16 +323,16 @@ class Runtime:
         if new.int8 and not old.int8 and denoiser is not None:
             self._undo.enter_context(in_int8(denoiser, self._workload.keep_precise))
 
-    def _placement(self, plan: MemoryPlan) -> Residency:
+    def _placement(self, plan: MemoryPlan) -> ModulePlacement:
         # Weights that leave the device are page-locked as far as host memory allows, so that they return while
         # the device computes: together with the frames, at most half of it, and at least a quarter alone.
         available = self.optimizer.info.ram_available
         pin_limit = max(available // 2 - plan.ram_budget, available // 4)
-        transfers = Transfers(plan.device, pin_limit)
-        return Residency(plan.device, plan.offload, plan.stream_weights, transfers, self.host.reserve)
+        copier = WeightCopier(plan.device, pin_limit)
+        return ModulePlacement(plan.device, plan.offload, plan.stream_weights, copier, self.host.reserve)
 
 
-class _OnDevice(Placement):
+class _OnDevice(CallContext):
     """Surroundings of guarded calls: the network on the device, the stage's time, the batch's peak memory.
 
     A context manager. The network stays on the device from the first call to the end, or to a failure.
@@ -345,7 +346,7 @@ class _OnDevice(Placement):
     def incoming(self) -> int:
         if not self._modules:
             return 0
-        return self._runtime._modules.incoming(self._modules, streamable=self._streamable)
+        return self._runtime._modules.incoming_bytes(self._modules, streamable=self._streamable)
 
     @contextmanager
     def inside(self) -> Iterator[None]:

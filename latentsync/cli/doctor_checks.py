@@ -21,7 +21,7 @@ from ..weights.checkpoints import (
     checkpoints_root,
     demo_folder,
 )
-from ..weights.verified import is_verified
+from ..weights.hub import is_verified
 from ..weights.wheels import is_right
 
 DISTRIBUTION = "latentsync-memsafe"

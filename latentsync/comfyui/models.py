@@ -19,10 +19,9 @@ from ...memsafe.batching.batch_sizer import MARGIN
 from ..errors import CheckpointError
 from ..faces import load_detector
 from ..pipeline import LATENT_CACHE_BYTES
-from ..weights.checkpoints import MODEL_FILES
+from ..weights.checkpoints import MODEL_FILES, UNET_FILES, find_faces, find_model
 from ..weights.download import download
-from ..weights.loading import UNET_FILES, ModelBundle, find_vae, load_models
-from ..weights.registry import find_faces, find_model
+from ..weights.loading import ModelBundle, find_vae, load_models
 
 logger = logging.getLogger(__name__)
 

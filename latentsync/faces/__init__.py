@@ -1,6 +1,6 @@
-"""Faces: find them, follow one, align it, and put the new one back."""
+"""Faces: detect them, follow one, align it, and paste the generated one back."""
 
-from .detect import Face, FaceDetector, PointsDetector
+from .detect import Face, FaceDetector
 from .load import load_detector
 
-__all__ = ["Face", "FaceDetector", "PointsDetector", "load_detector"]
+__all__ = ["Face", "FaceDetector", "load_detector"]

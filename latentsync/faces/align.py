@@ -1,4 +1,4 @@
-"""From three face points to the square the model sees, and the matrices between the two.
+"""Alignment: matrices from three face points to the square that the model gets, and the warp to it.
 
 Formulas and constants are those of LatentSync 1.5/1.6 inference: a similarity onto a three-point template
 by Procrustes analysis, a bilinear warp to a 3:4 crop, then Lanczos to the square.
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FILL = 127.0  # grey around the frame, in uint8 units
+FILL = 127.0  # grey outside the frame, in uint8 units
 
 
 @dataclass(frozen=True)
 class Template:
-    """Where brows and nose go in the crop, for a model of `resolution` pixels."""
+    """Positions of brows and nose in the crop, for a model of `resolution` pixels."""
 
     resolution: int
     points: np.ndarray = field(init=False)  # float64 [3, 2]: left brow, right brow, nose, in crop pixels
@@ -33,18 +33,18 @@ class Template:
     def matrix(
         self, points: np.ndarray, previous_bias: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Similarity that takes frame pixels to crop pixels.
+        """Return the similarity from frame pixels to crop pixels.
 
-        `points`: [3, 2] brows and nose in frame pixels. The translation is corrected by the nose's distance
-        to the template's in normalised units; the published code carries one fifth of the last frame's
-        correction over, which `previous_bias` reproduces. Returns (float64 [2, 3], the correction used).
+        `points`: [3, 2] brows and nose in frame pixels. The translation is corrected by the distance between
+        the nose and the template's in normalised units; the published code adds one fifth of the last frame's
+        correction, which `previous_bias` reproduces. Returns (float64 [2, 3], the correction used).
         Raises ValueError if the points coincide.
         """
         source, target = np.asarray(points, np.float64), self.points
         source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
         source_std, target_std = (source - source_mean).std(ddof=1), (target - target_mean).std(ddof=1)
         if not source_std > 0:
-            raise ValueError(f"face points coincide: {source.tolist()}")
+            raise ValueError(f"The face points coincide: {source.tolist()}.")
         source_unit, target_unit = (source - source_mean) / source_std, (target - target_mean) / target_std
         u, _, vt = np.linalg.svd(source_unit.T @ target_unit)
         # A reflection would mirror the face; flipping the last axis gives the nearest rotation.
@@ -57,9 +57,9 @@ class Template:
         return np.column_stack([linear, target_mean - linear @ source_mean + bias]), bias
 
     def square_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """Frame pixels to the square's, float64 [2, 3], from frame pixels to crop pixels.
+        """Return the map from frame to square pixels, float64 [2, 3], for `matrix` from frame to crop pixels.
 
-        Pixel centres are whole numbers on both sides of the resize from the crop to the square.
+        Pixel centres are whole numbers in the crop and in the square.
         """
         scale = np.diag(self.resolution / np.array(self.crop_size, np.float64))
         return np.column_stack([scale @ matrix[:, :2], scale @ (matrix[:, 2] + 0.5) - 0.5])
@@ -67,7 +67,7 @@ class Template:
     def crop_box(
         self, matrix: np.ndarray, height: int, width: int, margin: int = 2
     ) -> tuple[int, int, int, int]:
-        """Frame pixels (x0, y0, x1, y1), half open and clipped to the frame, that the crop covers."""
+        """Return the frame pixels that the crop covers: (x0, y0, x1, y1), half open, clipped to the frame."""
         crop_width, crop_height = self.crop_size
         corners = np.array([(0, 0), (crop_width, 0), (0, crop_height), (crop_width, crop_height)], np.float64)
         inverse = invert(matrix)
@@ -80,9 +80,9 @@ class Template:
     def align(
         self, frame: np.ndarray, matrix: np.ndarray, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
-        """The aligned face: uint8 [3, resolution, resolution] RGB on the CPU, from a uint8 [h, w, 3] frame.
+        """Return the aligned face, uint8 [3, resolution, resolution] RGB on the CPU, of a frame uint8 [h, w, 3].
 
-        Only the pixels under the crop are touched, so the cost does not grow with the frame.
+        Only the pixels under the crop are read, so the cost does not grow with the frame.
         """
         crop_width, crop_height = self.crop_size
         x0, y0, x1, y1 = self.crop_box(matrix, *frame.shape[:2])
@@ -93,19 +93,19 @@ class Template:
             image = region.permute(2, 0, 1).float()
             warped = warp(image, invert(shifted(matrix, x0, y0)), crop_height, crop_width, fill=FILL)
             crop = warped.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        side = (self.resolution, self.resolution)
-        square = cv2.resize(np.ascontiguousarray(crop), side, interpolation=cv2.INTER_LANCZOS4)
+        size = (self.resolution, self.resolution)
+        square = cv2.resize(np.ascontiguousarray(crop), size, interpolation=cv2.INTER_LANCZOS4)
         return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of an affine [2, 3] matrix."""
+    """Return the inverse of an affine [2, 3] matrix."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
 def shifted(matrix: np.ndarray, x: float, y: float) -> np.ndarray:
-    """The same map for source coordinates that count from (x, y)."""
+    """Return the same map for source coordinates with the origin at (x, y)."""
     return np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ np.array([x, y], np.float64)])
 
 
@@ -114,7 +114,7 @@ def warp(
 ) -> torch.Tensor:
     """Sample `image` float32 [c, h, w] bilinearly at `to_source` applied to every output pixel.
 
-    Integer coordinates are pixel centres; outside the image lies `fill`. Returns [c, height, width].
+    Integer coordinates are pixel centres; the value outside the image is `fill`. Returns [c, height, width].
     """
     _, source_height, source_width = image.shape
     ys = torch.arange(height, device=image.device, dtype=torch.float32)
@@ -122,8 +122,8 @@ def warp(
     (a, b, c), (d, e, f) = to_source.tolist()
     sample_x = a * xs[None, :] + (b * ys[:, None] + c)
     sample_y = d * xs[None, :] + (e * ys[:, None] + f)
-    # grid_sample's coordinates without aligned corners: pixel centre i lies at (2 i + 1) / n - 1; unlike the
-    # aligned form this also holds for an image one pixel wide.
+    # grid_sample's coordinates without aligned corners: pixel centre i is at (2 i + 1) / n - 1; unlike the aligned
+    # form this also holds for an image one pixel wide.
     grid = torch.stack(
         [(2 * sample_x + 1) / source_width - 1, (2 * sample_y + 1) / source_height - 1], dim=-1
     )

@@ -1,6 +1,6 @@
-"""InsightFace's detector and 106-point landmarks, if the user has them: what upstream measures with.
+"""InsightFace's detector and 106-point landmarks, which upstream LatentSync uses, if the user has their files.
 
-The weights are for non-commercial research only, so nothing here depends on them. Sources: InsightFace's
+The weights are for non-commercial research only, so no other file depends on them. Sources: InsightFace's
 model_zoo (scrfd, landmark) and face_align.
 """
 
@@ -18,21 +18,21 @@ from .detect import Face, check_frames
 from .proposals import iou
 
 FILES = ("det_10g.onnx", "2d106det.onnx")
-SIDE = 512  # of the detector's input, as upstream LatentSync sets it
+INPUT_SIZE = 512  # height and width of the detector's input, as in upstream LatentSync
 STRIDES = (8, 16, 32)
 ANCHORS = 2  # per grid cell
-OVERLAP = 0.4  # intersection over union beyond which the less sure box is dropped
-LANDMARK_SIDE = 192
+OVERLAP = 0.4  # intersection over union above which the box with the lower score is dropped
+LANDMARK_SIZE = 192
 LEFT_BROW = (43, 48, 49, 51, 50)  # of the 106
 RIGHT_BROW = (101, 102, 103, 104, 105)
 NOSE = (74, 77, 83, 86)
 
 
 class InsightFaceDetector:
-    """Upstream's face finder through onnxruntime; `folder` holds det_10g.onnx and 2d106det.onnx.
+    """Upstream's face detector run by onnxruntime; `folder` holds det_10g.onnx and 2d106det.onnx.
 
     Raises CheckpointError when a file or onnxruntime is missing. On a CUDA device onnxruntime's CUDA
-    provider is used where it is installed.
+    provider is used if it is installed.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", min_score: float = 0.5) -> None:
@@ -48,13 +48,13 @@ class InsightFaceDetector:
         self.min_score = min_score
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
-        """The plausible faces of each frame, surest first, of uint8 [n, h, w, 3] RGB."""
+        """Return the plausible faces of each frame of uint8 [n, h, w, 3] RGB, highest score first."""
         check_frames(frames)
-        # Upstream hands RGB frames to a library that expects BGR and swaps them, so the networks see BGR.
+        # Upstream gives RGB frames to a library that expects BGR and swaps the channels, so the networks get BGR.
         return [self._detect(np.ascontiguousarray(frame[..., ::-1])) for frame in frames]
 
     def _detect(self, frame: np.ndarray) -> list[Face]:
-        square, scale = fit(frame)
+        square, scale = letterbox(frame)
         blob = (square.astype(np.float32) - 127.5) / 128
         outputs = _run(self._detector, blob)
         boxes, scores = decode(outputs, self.min_score)
@@ -62,30 +62,30 @@ class InsightFaceDetector:
         return [
             Face((float(b[0]), float(b[1]), float(b[2]), float(b[3])), float(s), self._points(frame, b))
             for b, s in zip(boxes, scores, strict=True)
-            if plausible(b)
+            if is_plausible(b)
         ]
 
     def _points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
         matrix = landmark_crop(box)
-        crop = cv2.warpAffine(frame, matrix, (LANDMARK_SIDE, LANDMARK_SIDE))
-        (answer,) = _run(self._landmarks, crop.astype(np.float32))
-        return anchors(answer.reshape(106, 2), matrix)
+        crop = cv2.warpAffine(frame, matrix, (LANDMARK_SIZE, LANDMARK_SIZE))
+        (output,) = _run(self._landmarks, crop.astype(np.float32))
+        return three_points(output.reshape(106, 2), matrix)
 
 
-def fit(frame: np.ndarray) -> tuple[np.ndarray, float]:
-    """The frame in the top left corner of a black 512 x 512, and the factor it was resized by."""
+def letterbox(frame: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the frame in the top left corner of a black 512 x 512, and the factor of its resize."""
     height, width = frame.shape[:2]
     if height > width:
-        h, w = SIDE, max(int(SIDE * width / height), 1)
+        h, w = INPUT_SIZE, max(int(INPUT_SIZE * width / height), 1)
     else:
-        h, w = max(int(SIDE * height / width), 1), SIDE
-    square = np.zeros((SIDE, SIDE, 3), np.uint8)
+        h, w = max(int(INPUT_SIZE * height / width), 1), INPUT_SIZE
+    square = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     square[:h, :w] = cv2.resize(frame, (w, h))
     return square, h / height
 
 
 def decode(outputs: list[np.ndarray], min_score: float) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes [k, 4] in input pixels, scores [k]), surest first, from the detector's outputs.
+    """Return (boxes [k, 4] in input pixels, scores [k]), highest score first, from the detector's outputs.
 
     `outputs`: scores [m, 1] of strides 8, 16, 32, then for each the four distances [m, 4] from the grid
     point to the box's left, top, right and bottom in strides, then five points that are not used here;
@@ -93,18 +93,18 @@ def decode(outputs: list[np.ndarray], min_score: float) -> tuple[np.ndarray, np.
     """
     boxes, scores = [], []
     for level, stride in enumerate(STRIDES):
-        cells = SIDE // stride
+        cells = INPUT_SIZE // stride
         y, x = np.divmod(np.arange(cells * cells).repeat(ANCHORS), cells)
         centre = np.stack([x, y], -1) * stride
-        reach = outputs[level + len(STRIDES)].reshape(-1, 4) * stride
-        boxes.append(np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], -1))
+        distances = outputs[level + len(STRIDES)].reshape(-1, 4) * stride
+        boxes.append(np.concatenate([centre - distances[:, :2], centre + distances[:, 2:]], -1))
         scores.append(outputs[level].reshape(-1))
-    sure = np.concatenate(scores) >= min_score
-    return best_boxes(np.concatenate(boxes)[sure], np.concatenate(scores)[sure])
+    likely = np.concatenate(scores) >= min_score
+    return suppress_overlaps(np.concatenate(boxes)[likely], np.concatenate(scores)[likely])
 
 
-def best_boxes(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Plain non-maximum suppression of boxes [m, 4] with scores [m]; surest first."""
+def suppress_overlaps(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Non-maximum suppression of boxes [m, 4] with scores [m]; highest score first."""
     order = np.argsort(-scores, kind="stable")
     kept = []
     while len(order):
@@ -113,23 +113,23 @@ def best_boxes(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nd
     return boxes[kept], scores[kept]
 
 
-def plausible(box: np.ndarray) -> bool:
-    """Upstream's rule: at least 50 x 80 whole pixels, and 0.2 <= width / height <= 1.5."""
+def is_plausible(box: np.ndarray) -> bool:
+    """Apply upstream's rule: at least 50 x 80 whole pixels, and 0.2 <= width / height <= 1.5."""
     x0, y0, x1, y1 = box.astype(int)
     width, height = x1 - x0, y1 - y0
     return bool(width >= 50 and height >= 80 and 0.2 <= width / height <= 1.5)
 
 
 def landmark_crop(box: np.ndarray) -> np.ndarray:
-    """[2, 3] from frame to the 192 x 192 crop: a square of 1.5 x the box's longer side around its centre."""
-    scale = LANDMARK_SIDE / (max(box[2] - box[0], box[3] - box[1]) * 1.5)
-    shift = LANDMARK_SIDE / 2 - (box[:2] + box[2:]) / 2 * scale
+    """Return [2, 3] from frame to the 192 x 192 crop: a square of 1.5 x the box's longer edge at its centre."""
+    scale = LANDMARK_SIZE / (max(box[2] - box[0], box[3] - box[1]) * 1.5)
+    shift = LANDMARK_SIZE / 2 - (box[:2] + box[2:]) / 2 * scale
     return np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
 
 
-def anchors(answer: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """float32 [3, 2], brows and nose in frame pixels, from the network's [106, 2] in -1..1 of the crop."""
-    crop = (answer.astype(np.float64) + 1) * (LANDMARK_SIDE // 2)
+def three_points(landmarks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return brows and nose in frame pixels, float32 [3, 2], from landmarks [106, 2] in -1..1 of the crop."""
+    crop = (landmarks.astype(np.float64) + 1) * (LANDMARK_SIZE // 2)
     frame = (crop - matrix[:, 2]) / matrix[0, 0]
     return np.stack([frame[list(part)].mean(0) for part in (LEFT_BROW, RIGHT_BROW, NOSE)]).astype(np.float32)
 

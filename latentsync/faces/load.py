@@ -1,4 +1,4 @@
-"""Choose and load a face detector."""
+"""Choice and loading of a face detector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKENDS = ("auto", "mediapipe", "opencv", "insightface")
 def load_detector(
     folder: Path | None = None, device: torch.device | str = "cpu", backend: str = "auto"
 ) -> FaceDetector:
-    """A face detector from the files in `folder` (by default `faces/` of the checkpoints).
+    """Load a face detector from the files in `folder` (by default `faces/` of the checkpoints).
 
     `backend`: "auto" or "mediapipe" (torch, on `device`), "opencv" (the same models on the CPU), or
     "insightface" (det_10g.onnx and 2d106det.onnx through onnxruntime, if the user has them). Raises
@@ -31,8 +31,8 @@ def load_detector(
         from .insightface import InsightFaceDetector
 
         return InsightFaceDetector(folder, device)
-    find, trace = (folder / file.relative.name for file in FACE_FILES)
-    missing = [path.name for path in (find, trace) if not path.is_file()]
+    detection, landmark = (folder / file.relative.name for file in FACE_FILES)
+    missing = [path.name for path in (detection, landmark) if not path.is_file()]
     if missing:
         raise CheckpointError(
             f"The face models {' and '.join(missing)} are not in {folder}; run: {COMMAND} faces"
@@ -40,7 +40,7 @@ def load_detector(
     if backend == "opencv":
         from .opencv import OpenCVDetector
 
-        return OpenCVDetector(find, trace)
+        return OpenCVDetector(detection, landmark)
     from .mediapipe import MediaPipeDetector
 
-    return MediaPipeDetector(find, trace, device)
+    return MediaPipeDetector(detection, landmark, device)

@@ -1,4 +1,4 @@
-"""The model's fixed mask: which part of an aligned face is generated."""
+"""The model's fixed mask of the generated part of an aligned face."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import CONFIG_DIR
 
 
 def keep_mask(resolution: int) -> torch.Tensor:
-    """The published mask: float32 [1, resolution, resolution], where 1 keeps a pixel and 0 generates it.
+    """Return the published mask, float32 [1, resolution, resolution]: 1 keeps a pixel, 0 generates it.
 
     The 256 px original is binary; scaling with Lanczos, as the model was trained, leaves soft edges.
     """
@@ -27,14 +27,14 @@ def keep_mask(resolution: int) -> torch.Tensor:
 
 
 def paste_alpha(resolution: int, feather: float = 0.05) -> torch.Tensor:
-    """Opacity of the generated face when it is pasted: float32 [1, resolution, resolution] in 0..1.
+    """Return the opacity with which the generated face is pasted: float32 [1, resolution, resolution] in 0..1.
 
-    It is 0 wherever the model kept its input, so nothing but the generated region is ever resampled into
-    the frame, and rises to 1 over `feather` times the resolution inside that region.
+    It is 0 wherever the model keeps its input, so only the generated region is resampled into the frame, and
+    rises to 1 over `feather` times the resolution inside that region.
     """
     width = max(1, round(feather * resolution))
     generated = (keep_mask(resolution)[0].numpy() < 0.5).astype(np.uint8)
-    # One ring of zeros, so that the distance to the border of the crop counts too.
+    # A border of zeros, so that the distance to the edge of the crop counts too.
     distance = cv2.distanceTransform(np.pad(generated, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     ramp = np.clip((distance - 1) / width, 0, 1)
     return torch.from_numpy((ramp * ramp * (3 - 2 * ramp)).astype(np.float32))[None]

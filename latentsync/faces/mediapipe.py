@@ -2,67 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .detect import Face, check_frames
-from .mesh import Crop, Landmarks
+from .landmarks import Crop, Landmarks
 from .proposals import Letterbox, Proposal, decode, iou
 from .tflite import TfliteGraph
 
-MIN_FLAG = 0.5  # of the landmark network: below, it saw no face (MediaPipe's default)
-SAME_FACE = 0.5  # two meshes overlapping by more (intersection over union) are one face found twice
-CHUNK = 16  # images a network sees at once, so that memory does not grow with the batch
+MIN_FLAG = 0.5  # of the landmark network: below, the crop holds no face (MediaPipe's default)
+SAME_FACE = 0.5  # two sets of points overlapping by more (intersection over union) are one face found twice
 
-Network = Callable[
-    [np.ndarray], tuple[np.ndarray, np.ndarray]
-]  # uint8 [n, 192, 192, 3] RGB -> its two outputs
+# uint8 [n, 192, 192, 3] RGB -> the network's two outputs
+Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class FaceMeshDetector:
-    """Finds faces and their 468 points with any two networks that answer like MediaPipe's.
+    """Detects faces and their 468 points with two networks that have the outputs of MediaPipe's.
 
-    `find`: full-range detector, gives ([n, 2304, 16], [n, 2304, 1]); `trace`: landmarks, gives
-    ([n, ..., 1404], [n, ..., 1]). `min_score` (0 .. 1) is the detector's; the landmark network's own face
-    flag must also be at least 0.5, because the detector alone fires on torsos.
+    `detection`: full-range detector, returns ([n, 2304, 16], [n, 2304, 1]); `landmark`: 468 points, returns
+    ([n, ..., 1404], [n, ..., 1]). `min_score` (0 .. 1) is for the detector; the landmark network's own face flag
+    must also be at least 0.5, because the detector alone finds torsos too.
+
+    The batch is the caller's: a network gets as many images at once as there are frames, also where the frames
+    show many faces. Memory grows with it (measured with both networks: 7 MB an image on a CPU).
     """
 
-    def __init__(self, find: Network, trace: Network, min_score: float = 0.5) -> None:
-        self.find = find
-        self.trace = trace
+    def __init__(self, detection: Network, landmark: Network, min_score: float = 0.5) -> None:
+        self.detection = detection
+        self.landmark = landmark
         self.min_score = min_score
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
-        """The faces of each frame, surest first; the box is that of the 468 points."""
+        """Return the faces of each frame, highest score first; the box is that of the 468 points."""
         return [[Face(m.box, m.score, m.anchors) for m in meshes] for meshes in self.landmarks(frames)]
 
     def landmarks(self, frames: np.ndarray) -> list[list[Landmarks]]:
-        """All points of all faces of each frame, surest first, for uint8 [n, h, w, 3] RGB."""
+        """Return all points of all faces of each frame of uint8 [n, h, w, 3] RGB, highest score first."""
         check_frames(frames)
+        if not len(frames):
+            return []
         found = self._proposals(frames)
-        # The first crop, from the coarse candidate, shakes by a few pixels and shakes the points; the second,
-        # from those points, is the same whatever the candidate was.
-        first = self._trace(
+        # The first crop, from the coarse candidate, jitters by a few pixels, and so do its points; the second,
+        # from those points, does not depend on the candidate.
+        first = self._locate_points(
             frames, [(i, Crop.around(p), p.score) for i, some in enumerate(found) for p in some]
         )
-        second = self._trace(frames, [(i, Crop.around_mesh(m), m.score) for i, m in _distinct(first)])
-        meshes: list[list[Landmarks]] = [[] for _ in frames]
-        for i, mesh in second:
-            meshes[i].append(mesh)
-        return meshes
+        crops = [(i, Crop.around_points(face), face.score) for i, face in _remove_duplicates(first)]
+        faces: list[list[Landmarks]] = [[] for _ in frames]
+        for i, face in self._locate_points(frames, crops):
+            faces[i].append(face)
+        return faces
 
-    def _trace(self, frames: np.ndarray, crops: list[tuple[int, Crop, float]]) -> list[tuple[int, Landmarks]]:
-        """(frame index, points) of those crops (frame index, crop, score) in which there is a face."""
+    def _locate_points(
+        self, frames: np.ndarray, crops: list[tuple[int, Crop, float]]
+    ) -> list[tuple[int, Landmarks]]:
+        """Return (frame index, points) for those crops (frame index, crop, score) that hold a face."""
         found = []
-        for a, b in _chunks(len(crops)):
-            points, logits = self.trace(np.stack([crop.cut(frames[i]) for i, crop, _ in crops[a:b]]))
+        for start in range(0, len(crops), len(frames)):
+            batch = crops[start : start + len(frames)]
+            points, logits = self.landmark(np.stack([crop.cut(frames[i]) for i, crop, _ in batch]))
             flags = 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -100, 100)))
             for (i, crop, score), face, flag in zip(
-                crops[a:b], points.reshape(b - a, -1, 3), flags, strict=True
+                batch, points.reshape(len(batch), -1, 3), flags, strict=True
             ):
                 if flag >= MIN_FLAG:
                     found.append((i, Landmarks(crop.to_frame(face), float(flag), score)))
@@ -70,13 +75,8 @@ class FaceMeshDetector:
 
     def _proposals(self, frames: np.ndarray) -> list[list[Proposal]]:
         letterbox = Letterbox.of(*frames.shape[1:3])
-        found: list[list[Proposal]] = []
-        for a, b in _chunks(len(frames)):
-            regression, logits = self.find(letterbox.shrink(frames[a:b]))
-            found += [
-                decode(r, s, letterbox, self.min_score) for r, s in zip(regression, logits, strict=True)
-            ]
-        return found
+        regression, logits = self.detection(letterbox.shrink(frames))
+        return [decode(r, s, letterbox, self.min_score) for r, s in zip(regression, logits, strict=True)]
 
 
 class TorchNetwork:
@@ -89,8 +89,10 @@ class TorchNetwork:
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
-        """Move the weights. Metal keeps them on the CPU: its depthwise convolutions err on batches of more
-        than one in float32 (pytorch issue 188335)."""
+        """Move the weights; "mps" keeps them on the CPU.
+
+        Metal's depthwise convolutions are wrong in float32 on batches of more than one (pytorch issue 188335).
+        """
         self.graph.to("cpu" if torch.device(device).type == "mps" else device)
 
     @torch.inference_mode()
@@ -124,15 +126,11 @@ class MediaPipeDetector(FaceMeshDetector):
         return self
 
 
-def _chunks(n: int) -> Iterator[tuple[int, int]]:
-    return pairwise([*range(0, n, CHUNK), n])
-
-
-def _distinct(meshes: list[tuple[int, Landmarks]]) -> list[tuple[int, Landmarks]]:
-    """Without meshes of a face that a surer candidate of the same frame gave; surest first in each frame."""
+def _remove_duplicates(faces: list[tuple[int, Landmarks]]) -> list[tuple[int, Landmarks]]:
+    """Drop faces that a candidate with a higher score gave too; sorted by frame, then highest score first."""
     kept: list[tuple[int, Landmarks]] = []
-    for frame, mesh in sorted(meshes, key=lambda item: (item[0], -item[1].score)):
+    for frame, face in sorted(faces, key=lambda item: (item[0], -item[1].score)):
         others = np.array([other.box for i, other in kept if i == frame]).reshape(-1, 4)
-        if not (iou(np.array(mesh.box), others) > SAME_FACE).any():
-            kept.append((frame, mesh))
+        if not (iou(np.array(face.box), others) > SAME_FACE).any():
+            kept.append((frame, face))
     return kept

@@ -1,4 +1,4 @@
-"""The same two networks through OpenCV's own reader: the plain twin, one image at a time, CPU only."""
+"""MediaPipe's two networks run by OpenCV, one image at a time on the CPU: the reference for mediapipe.py."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class OpenCVNetwork:
         self.shift = shift
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        answers = [self._one(image) for image in images]
-        return np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])
+        outputs = [self._run(image) for image in images]
+        return np.concatenate([a for a, _ in outputs]), np.concatenate([b for _, b in outputs])
 
-    def _one(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = image.astype(np.float32) * self.scale + self.shift
         self.net.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None]))
-        # The answers come in OpenCV's own order; the many numbers are the geometry, the few the score.
+        # OpenCV orders the outputs itself; the larger one is the geometry, the smaller one the score.
         few, many = sorted(self.net.forward(self.names), key=lambda a: a.size)
         return many.reshape(1, -1, 16) if many.shape[-1] == 16 else many.reshape(1, -1), few.reshape(1, -1)
 
 
 class OpenCVDetector(FaceMeshDetector):
-    """MediaPipe's face models through cv2.dnn; same answers as MediaPipeDetector within rounding."""
+    """MediaPipe's face models through cv2.dnn; same results as MediaPipeDetector within rounding."""
 
     def __init__(self, detector_path: Path, landmark_path: Path, min_score: float = 0.5) -> None:
-        find = OpenCVNetwork(Path(detector_path), 1 / 127.5, -1.0)
-        super().__init__(find, OpenCVNetwork(Path(landmark_path), 1 / 255, 0.0), min_score)
+        detection = OpenCVNetwork(Path(detector_path), 1 / 127.5, -1.0)
+        super().__init__(detection, OpenCVNetwork(Path(landmark_path), 1 / 255, 0.0), min_score)

@@ -1,8 +1,8 @@
-"""Where faces may be: before and after MediaPipe's full-range detector.
+"""Face candidates: input and output of MediaPipe's full-range detector.
 
-The network sees the whole frame in a 192 x 192 square and answers for each cell of a 48 x 48 grid with one
-candidate. Source of the formulas: MediaPipe's face_detection_full_range graph (anchors of fixed size 1,
-weighted non-maximum suppression).
+The network gets the whole frame in a 192 x 192 square and returns one candidate for each cell of a 48 x 48 grid.
+Source of the formulas: MediaPipe's face_detection_full_range graph (anchors of fixed size 1, weighted non-maximum
+suppression).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SIDE = 192  # of the network's input, pixels
-GRID = 48  # cells a side
+INPUT_SIZE = 192  # height and width of the network's input, pixels
+GRID = 48  # cells per row and column
 OVERLAP = 0.3  # candidates overlapping the best one by more (intersection over union) are the same face
 
 
@@ -28,23 +28,24 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a frame lies in the square: square = frame * scale + offset, per axis."""
+    """Position of a frame in the square: square = frame * scale + offset, per axis."""
 
     scale: tuple[float, float]
     offset: tuple[int, int]
 
     @classmethod
     def of(cls, height: int, width: int) -> Letterbox:
-        fit = SIDE / max(height, width)
+        """Return the largest centred position of a frame of this size."""
+        fit = INPUT_SIZE / max(height, width)
         w, h = max(round(width * fit), 1), max(round(height * fit), 1)
-        return cls((w / width, h / height), ((SIDE - w) // 2, (SIDE - h) // 2))
+        return cls((w / width, h / height), ((INPUT_SIZE - w) // 2, (INPUT_SIZE - h) // 2))
 
     def shrink(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 [n, h, w, 3] into uint8 [n, 192, 192, 3], centred on black."""
+        """Resize uint8 [n, h, w, 3] to uint8 [n, 192, 192, 3], centred on black."""
         n, height, width, _ = frames.shape
         w, h = round(width * self.scale[0]), round(height * self.scale[1])
-        (x, y), square = self.offset, np.zeros((n, SIDE, SIDE, 3), np.uint8)
-        # Averaging over areas: sampling single pixels would make the candidates flicker with the noise.
+        (x, y), square = self.offset, np.zeros((n, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
+        # Averaged over areas: with single samples the candidates would flicker with the noise.
         method = cv2.INTER_AREA if w < width else cv2.INTER_LINEAR
         for frame, target in zip(frames, square, strict=True):
             target[y : y + h, x : x + w] = cv2.resize(
@@ -53,22 +54,22 @@ class Letterbox:
         return square
 
     def to_frame(self, points: np.ndarray) -> np.ndarray:
-        """[..., 2] from the square to the frame."""
+        """Map points [..., 2] from the square to the frame."""
         return (points - self.offset) / self.scale
 
 
 def decode(
     regression: np.ndarray, logits: np.ndarray, letterbox: Letterbox, min_score: float
 ) -> list[Proposal]:
-    """The distinct candidates of one frame with at least `min_score`, surest first.
+    """Return the distinct candidates of one frame with at least `min_score`, highest score first.
 
-    `regression` [2304, 16]: offsets from the cell's centre, in input pixels, of (box centre, then as
-    plain lengths the box's width and height, then the two eyes and four more points); `logits` [2304, 1].
+    `regression` [2304, 16]: offsets from the cell's centre, in input pixels, of the box centre, the
+    two eyes and four more points, with the box's width and height as lengths after the centre; `logits` [2304, 1].
     """
     scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -100, 100)))
     cells = np.flatnonzero(scores >= min_score)
     values = regression[cells].astype(np.float64).reshape(len(cells), 8, 2)
-    centres = (np.stack([cells % GRID, cells // GRID], -1) + 0.5) * (SIDE / GRID)
+    centres = (np.stack([cells % GRID, cells // GRID], -1) + 0.5) * (INPUT_SIZE / GRID)
     middle, half = values[:, 0] + centres, np.abs(values[:, 1]) / 2
     corners = np.stack([middle - half, middle + half, values[:, 2] + centres, values[:, 3] + centres], 1)
     return [
@@ -78,10 +79,10 @@ def decode(
 
 
 def merge(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Weighted non-maximum suppression: a face is the mean, by score, of all that overlap its best candidate.
+    """Weighted non-maximum suppression: a face is the mean, by score, of all candidates that overlap its best one.
 
-    `corners` [m, k, 2] with k >= 2: the box's two corners and any further points; `scores` [m]. Averaging
-    neighbouring cells is steadier from frame to frame than taking the best one.
+    `corners` [m, k, 2] with k >= 2: the box's two corners and any further points; `scores` [m]. The mean of
+    neighbouring cells varies less from frame to frame than the best one.
     """
     order = list(np.argsort(-scores, kind="stable"))
     faces = []
@@ -96,7 +97,7 @@ def merge(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, flo
 
 
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box [4] with each of [m, 4] (x0, y0, x1, y1)."""
+    """Return the intersection over union of one box [4] with each of [m, 4] (x0, y0, x1, y1)."""
     size = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None)
     shared = size.prod(-1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - shared

@@ -1,4 +1,4 @@
-"""A steady path for the face points, without lag, from a few frames of lookahead."""
+"""Smoothing of the face points over time, without lag, by a lookahead of a few frames."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RADIUS = 6  # frames on each side that a smoothed point is fitted to
+RADIUS = 6  # frames before and after to which a smoothed point is fitted
 SIGMA = 3.0  # frames, of the Gaussian weights of that fit
-DEGREE = 2  # of the polynomial: follows speed and acceleration without lag
+DEGREE = 2  # of the polynomial: follows velocity and acceleration without lag
 LONGEST_BRIDGE = 5  # frames without a detection that are interpolated
 FADE = 4  # frames over which the face fades out before, and in after, a longer gap
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the face is in one frame, and how strongly the generated one shows."""
+    """Position of the face in one frame, and opacity of the generated one."""
 
-    points: np.ndarray | None  # float32 [3, 2] brows and nose in pixels; None: no face, leave the frame alone
+    points: np.ndarray | None  # float32 [3, 2] brows and nose in pixels; None: no face, keep the frame
     strength: float = 1.0  # 0..1
 
 
@@ -31,11 +31,11 @@ class _Observation:
 
 
 class PathSmoother:
-    """Turns detections into placements, `delay` frames later.
+    """Converts detections into placements, `delay` frames later.
 
-    Each coordinate is a weighted parabola fitted to the neighbouring frames of the same shot: unlike a
-    causal filter it follows steady and accelerating motion exactly. Short gaps are interpolated; next to
-    longer ones the strength ramps. Cuts and the ends of the clip neither smooth nor fade.
+    Each coordinate is a weighted parabola fitted to the neighbouring frames of the same shot; unlike a causal
+    filter it follows constant and accelerated motion exactly. Short gaps are interpolated; next to longer gaps
+    the strength ramps. There is no smoothing across cuts, and no fade at cuts or at the ends of the clip.
     """
 
     def __init__(self, radius: int = RADIUS, longest_bridge: int = LONGEST_BRIDGE, fade: int = FADE) -> None:
@@ -47,7 +47,7 @@ class PathSmoother:
         self._pending = 0  # observations not placed yet
 
     def push(self, points: np.ndarray | None, cut: bool = False) -> Iterator[Placement]:
-        """Add the next frame's detection, float [3, 2] or None; yields the placement that became final."""
+        """Add the next frame's detection, float [3, 2] or None; yields the placement that is now final."""
         self._shot += cut
         self._history.append(_Observation(points, self._shot))
         self._pending += 1
@@ -55,12 +55,12 @@ class PathSmoother:
             yield self._place_oldest()
 
     def flush(self) -> Iterator[Placement]:
-        """The remaining placements, once the clip has ended."""
+        """Yield the remaining placements at the end of the clip."""
         while self._pending:
             yield self._place_oldest()
 
     def _place_oldest(self) -> Placement:
-        # At the end of the clip the deque no longer moves, and the frame to place does.
+        # At the end of the clip the history stays the same, and the frame to place advances.
         centre = len(self._history) - self._pending
         self._pending -= 1
         shot = self._history[centre].shot
@@ -71,7 +71,7 @@ class PathSmoother:
             end + 1 < len(self._history) and self._history[end + 1].shot == shot and end - centre < self.delay
         ):
             end += 1
-        path = _bridged([self._history[i].points for i in range(start, end + 1)], self._bridge)
+        path = _fill_gaps([self._history[i].points for i in range(start, end + 1)], self._bridge)
         return self._fit(path, centre - start)
 
     def _fit(self, path: list[np.ndarray | None], centre: int) -> Placement:
@@ -82,17 +82,17 @@ class PathSmoother:
             first -= 1
         while last + 1 < len(path) and path[last + 1] is not None:
             last += 1
-        # Distance, in frames, to the nearest frame without a face; the end of a shot is no such frame.
+        # Distance in frames to the nearest frame without a face; the end of a shot does not count as one.
         before = centre - first + 1 if first > 0 else None
         after = last - centre + 1 if last + 1 < len(path) else None
         nearest = min((d for d in (before, after) if d is not None), default=self._fade + 1)
         strength = min(1.0, nearest / (self._fade + 1))
         low, high = max(first, centre - self._radius), min(last, centre + self._radius)
-        stretch = np.stack([points for points in path[low : high + 1] if points is not None])
-        return Placement(_fit_at_zero(np.arange(low, high + 1) - centre, stretch), strength)
+        neighbours = np.stack([points for points in path[low : high + 1] if points is not None])
+        return Placement(_fit_at_zero(np.arange(low, high + 1) - centre, neighbours), strength)
 
 
-def _bridged(path: list[np.ndarray | None], longest: int) -> list[np.ndarray | None]:
+def _fill_gaps(path: list[np.ndarray | None], longest: int) -> list[np.ndarray | None]:
     """Interpolate runs of at most `longest` missing points that have points on both sides."""
     filled = list(path)
     known = [(i, points) for i, points in enumerate(path) if points is not None]
@@ -105,9 +105,9 @@ def _bridged(path: list[np.ndarray | None], longest: int) -> list[np.ndarray | N
 
 
 def _fit_at_zero(times: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Value at time 0 of the Gaussian-weighted least-squares parabola; values [n, 3, 2] -> float32 [3, 2].
+    """Return the value at time 0 of the Gaussian-weighted least-squares parabola; [n, 3, 2] -> float32 [3, 2].
 
-    A stretch of up to four frames gets a straight line, so that noise is still averaged.
+    Up to four values are fitted by a straight line, so that noise is still averaged.
     """
     degree = min(DEGREE if len(times) > 4 else 1, len(times) - 1)
     root_weights = np.exp(-0.25 * (times / SIGMA) ** 2)

@@ -1,8 +1,8 @@
-"""A .tflite graph as a torch module: read once, run batched, on any device.
+"""A .tflite graph as a torch module, run in batches on any device.
 
-Only what the two face models contain: float32 activations, float16 or float32 constants, and the dozen
-operators of `_Reader`. TensorFlow Lite keeps activations as [n, h, w, c]; inside, torch's usual
-[n, c, h, w] is used with channels-last memory, so no data moves at either end.
+Supports what the two face models contain: float32 activations, float16 or float32 constants, and the dozen
+operators of `_Reader`. TensorFlow Lite stores activations as [n, h, w, c]; inside, torch's [n, c, h, w] is used
+with channels-last memory, so nothing is copied at either end.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class TfliteGraph(nn.Module):
         values = {self.input: images.permute(0, 3, 1, 2)}
         for module, (inputs, output), finished in zip(self.steps, self.wiring, self.finished, strict=True):
             values[output] = module(*(values[i] for i in inputs))
-            for tensor in finished:  # nobody reads these again
+            for tensor in finished:  # not read again
                 del values[tensor]
         results = (values[i] for i in self.outputs)
         return tuple(v.permute(0, 2, 3, 1) if v.ndim == 4 else v for v in results)
 
 
 class Apply(nn.Module):
-    """A function without weights."""
+    """Module that calls a function without weights."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Apply(nn.Module):
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(before, after) for ceil(size / stride) entries out: TensorFlow's SAME, the odd pixel last."""
+    """Return (before, after) of TensorFlow's SAME padding, for ceil(size / stride) outputs; the odd pixel is last."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class _Reader:
-    """Walks the flatbuffer; one method per operator makes the torch module for it."""
+    """Reader of the flatbuffer; one method per operator builds the torch module for it."""
 
     def __init__(self, path: Path) -> None:
         import tflite
@@ -90,7 +90,7 @@ class _Reader:
         self.unpacked: dict[int, torch.Tensor] = {}  # float16 constants after their DEQUANTIZE
 
     def operators(self) -> list[tuple[nn.Module, list[int], int]]:
-        """(module, ids of the activations it reads, id of the one it writes), in the order to run."""
+        """Return (module, ids of the activations it reads, id of the one it writes), in the order to run."""
         names = {v: k for k, v in vars(self.lib.BuiltinOperator).items() if isinstance(v, int)}
         found: list[tuple[nn.Module, list[int], int]] = []
         for index in range(self.graph.OperatorsLength()):
@@ -109,7 +109,7 @@ class _Reader:
         return found
 
     def size(self, tensor: int) -> tuple[int, int]:
-        """(h, w) of an activation."""
+        """Return (h, w) of an activation."""
         _, h, w, _ = self.shape(tensor)
         return h, w
 
@@ -117,7 +117,7 @@ class _Reader:
         return [int(n) for n in self.graph.Tensors(tensor).ShapeAsNumpy()]
 
     def constant(self, tensor: int) -> torch.Tensor:
-        """Weights as float32, tables as int32, in the file's axis order."""
+        """Return weights as float32, tables as int32, in the file's axis order."""
         if tensor in self.unpacked:
             return self.unpacked[tensor]
         entry = self.graph.Tensors(tensor)
@@ -133,7 +133,7 @@ class _Reader:
         return torch.from_numpy(values.astype(np.int32 if values.dtype.kind == "i" else np.float32))
 
     def options(self, op: Any, kind: str) -> Any:
-        """The operator's option table; no face model has a fused activation or a dilation."""
+        """Return the operator's option table; refuses fused activations and dilations, which no face model has."""
         options = getattr(self.lib, kind)()
         table = op.BuiltinOptions()
         options.Init(table.Bytes, table.Pos)
@@ -148,7 +148,7 @@ class _Reader:
         )
 
     def padded(self, options: Any, tensor: int, kernel: tuple[int, int], fill: float) -> nn.Module | None:
-        """What to run before a window of this kernel, or None if nothing has to be added."""
+        """Return the padding before a kernel of this size, or None if there is none."""
         if options.Padding() == self.lib.Padding.VALID:
             return None
         (h, w), (kh, kw) = self.size(tensor), kernel
@@ -156,7 +156,7 @@ class _Reader:
         return Apply(lambda x: F.pad(x, pad, value=fill)) if any(pad) else None
 
     def convolution(self, weight: torch.Tensor, inputs: list[int], options: Any, groups: int) -> nn.Module:
-        """A convolution with the operator's stride, padding and bias; weight [out, in / groups, h, w]."""
+        """Build a convolution with the operator's stride, padding and bias; weight [out, in / groups, h, w]."""
         out_channels, in_channels, kh, kw = weight.shape
         stride = (options.StrideH(), options.StrideW())
         conv = nn.Conv2d(in_channels * groups, out_channels, (kh, kw), stride, groups=groups)

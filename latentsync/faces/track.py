@@ -1,4 +1,4 @@
-"""Follow one person through a video in which others may appear."""
+"""Tracking of one person in a video in which others may appear."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 from .detect import Face
 
-MATCH_DISTANCE = 0.75  # of the larger side of a box: how far a face moves between two frames at most
-FORGET_AFTER = 50  # frames a track is kept without being seen
-TAKE_NEW_AFTER = 25  # frames after which a face that was nobody before may be the lost one, wherever it is
+MATCH_DISTANCE = 0.75  # largest motion between two frames, in longer edges of the box
+FORGET_AFTER = 50  # frames a track is kept without a detection
+TAKE_NEW_AFTER = 25  # frames after which the lost person may be an untracked face at any position
 
 
 @dataclass
@@ -23,17 +23,17 @@ class _Track:
     def predicted_centre(self) -> np.ndarray:
         return _centre(self.face) + self.velocity * min(self.missed + 1, 3)
 
-    def see(self, face: Face) -> None:
+    def update(self, face: Face) -> None:
         step = (_centre(face) - _centre(self.face)) / (self.missed + 1)
         self.velocity = 0.5 * self.velocity + 0.5 * step
         self.face, self.missed = face, 0
 
 
 class FaceTracker:
-    """Chooses a person once and names their face in every following frame.
+    """Chooses a person once and returns their face in every following frame.
 
-    The first choice is the largest face, or the `index`-th from the left, or the face at (or nearest) pixel
-    `at`. Everybody on screen is followed, so a face known to be somebody else is never taken for the lost one.
+    The first choice is the largest face, or the `index`-th from the left, or the face at (or nearest to) pixel
+    `at`. Everybody on screen is tracked, so a face known to be somebody else is never taken for the lost one.
     """
 
     def __init__(self, index: int | None = None, at: tuple[float, float] | None = None) -> None:
@@ -43,7 +43,7 @@ class FaceTracker:
         self._others: list[_Track] = []
 
     def update(self, faces: Sequence[Face], cut: bool = False) -> Face | None:
-        """The chosen person's face among those of the next frame, or None. `cut`: a new shot begins here."""
+        """Return the chosen person's face among those of the next frame, or None. `cut`: a new shot begins here."""
         if cut:
             self._start_shot(faces)
         if self._chosen is None:
@@ -59,7 +59,7 @@ class FaceTracker:
         return None if self._chosen.missed else self._chosen.face
 
     def _start_shot(self, faces: Sequence[Face]) -> None:
-        """Forget everybody, unless the chosen face is still in its place (a flash is no cut)."""
+        """Drop all tracks, but keep the chosen one if its face is still in its place (a flash is no cut)."""
         chosen = self._chosen
         self._others = []
         if chosen is not None and not any(overlap(chosen.face, face) > 0.5 for face in faces):
@@ -82,7 +82,7 @@ class FaceTracker:
         return face
 
     def _follow(self, faces: list[Face]) -> list[Face]:
-        """Give every track its nearest face, nearest pairs first; returns the faces that nobody took."""
+        """Match every track with its nearest face, nearest pairs first; returns the faces without a track."""
         assert self._chosen is not None
         tracks = [self._chosen, *self._others]
         pairs = [
@@ -91,19 +91,19 @@ class FaceTracker:
             for f, face in enumerate(faces)
             if (distance := _distance(track, face)) < MATCH_DISTANCE * (1 + 0.1 * min(track.missed, 10))
         ]
-        seen, taken = set[int](), set[int]()
+        matched, taken = set[int](), set[int]()
         for _, t, f in sorted(pairs):
-            if t not in seen and f not in taken:
-                tracks[t].see(faces[f])
-                seen.add(t)
+            if t not in matched and f not in taken:
+                tracks[t].update(faces[f])
+                matched.add(t)
                 taken.add(f)
         for t, track in enumerate(tracks):
-            track.missed += t not in seen
+            track.missed += t not in matched
         self._others = [track for track in self._others if track.missed <= FORGET_AFTER]
         return [face for f, face in enumerate(faces) if f not in taken]
 
     def _recover(self, faces: Sequence[Face]) -> Face | None:
-        """The lost person among faces that were nobody before."""
+        """Return the lost person among the faces without a track, or None."""
         assert self._chosen is not None
         if not faces or self._chosen.missed < TAKE_NEW_AFTER:
             return None
@@ -111,7 +111,7 @@ class FaceTracker:
 
 
 def overlap(a: Face, b: Face) -> float:
-    """Intersection over union of two faces' boxes, 0..1."""
+    """Return the intersection over union of two faces' boxes, 0..1."""
     x0, y0 = max(a.box[0], b.box[0]), max(a.box[1], b.box[1])
     x1, y1 = min(a.box[2], b.box[2]), min(a.box[3], b.box[3])
     shared = max(0.0, x1 - x0) * max(0.0, y1 - y0)
@@ -135,7 +135,7 @@ def _contains(face: Face, x: float, y: float) -> bool:
 
 
 def _distance(track: _Track, face: Face) -> float:
-    """Between where a track should be and a face, in units of the larger box; infinite if sizes do not fit."""
+    """Return the distance of a face from a track's predicted centre, in longer box edges; inf if sizes differ."""
     x0, y0, x1, y1 = track.face.box
     sizes = max(x1 - x0, y1 - y0), max(face.box[2] - face.box[0], face.box[3] - face.box[1])
     if not 0.5 <= sizes[0] / max(sizes[1], 1e-6) <= 2:

@@ -1,1 +1,1 @@
-"""The networks: mathematics only. Device and dtype come from the inputs; memory policy comes from outside."""
+"""The networks, as mathematics only: device and dtype are those of the inputs; memory policy comes from outside."""

@@ -1,87 +1,40 @@
-"""Attention over the pixels of a frame and from pixels to the frame's sound, and the feed-forward layer."""
+"""Attention within a frame and from a frame to its audio features, and the feed-forward layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol
 
-import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 
-from ...memsafe.attention.slicing import SCORES_LIMIT
 from .resnet import FrameGroupNorm, PointwiseConv
 
 Layer = Callable[[Tensor], Tensor]
-
-# CUDA attention kernels put the batch on a grid axis of at most 2**16 - 1 blocks.
-KERNEL_BATCH_LIMIT = 65_535
 
 # Epsilon of the group norm in front of a transformer; the published weights were trained with it.
 TRANSFORMER_NORM_EPS = 1e-6
 
 
-class Attend(Protocol):
-    """softmax(scale q k^T) v on [batch, heads, n, d] tensors; `scale` None means 1 / sqrt(d)."""
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
-    ) -> Tensor: ...
-
-
 def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
-    """softmax(scale q k^T) v on [batch, heads, n, d] tensors, by PyTorch's best kernel for the inputs.
-
-    `scale` None means 1 / sqrt(d).
-
-    Metal, and AMD cards that PyTorch's fused kernels do not know, write all scores out: 8 GiB in half
-    precision for a guided window at 512 px, where Metal refuses a tensor of 4 GiB. There the heads are taken a few
-    at a time.
-    """
-    fused = F.scaled_dot_product_attention
-    attend = fused if scale is None else partial(fused, scale=scale)
-    if not _may_write_scores(query.device) or _has_fused_kernel(query, key, value):
-        return attend(query, key, value)
-    # Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133).
-    query, key, value = (tensor.contiguous() for tensor in (query, key, value))
-    scores = query.shape[-2] * key.shape[-2]  # of one head
-    if query.shape[0] * query.shape[1] * scores <= SCORES_LIMIT:
-        return attend(query, key, value)
-    size = max(1, SCORES_LIMIT // scores)
-    mixed = query.new_empty(*query.shape[:-1], value.shape[-1])
-    tensors = (tensor.flatten(0, 1)[:, None].split(size) for tensor in (mixed, query, key, value))
-    for output, *part in zip(*tensors, strict=True):
-        output.copy_(attend(*part))
-    return mixed
-
-
-def _may_write_scores(device: torch.device) -> bool:
-    return device.type == "mps" or (device.type == "cuda" and torch.version.hip is not None)
-
-
-def _has_fused_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """As AMD cards have that AOTriton knows. Metal has kernels of its own, of which PyTorch does not tell."""
-    choose = getattr(torch, "_fused_sdp_choice", None)  # what PyTorch itself asks; not public
-    if query.device.type != "cuda" or choose is None:
-        return False
-    return bool(choose(query, key, value) > SDPBackend.MATH.value)
+    """softmax(scale q k^T) v on [batch, heads, n, d] tensors; `scale` None means 1 / sqrt(d)."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
 class Attention(nn.Module):
     """Multi-head attention from `dim`-wide queries to `context_dim`-wide keys and values.
 
     `attend` computes softmax(q k^T / sqrt(d)) v from [batch, heads, n, d] tensors. Replace the attribute of
-    an instance to slice it or to use another kernel; the module never calls it with a batch above
-    `KERNEL_BATCH_LIMIT`.
+    an instance to slice the computation or to use another kernel.
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
         super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"Attention of width {dim} cannot be divided among {heads} heads.")
         context_dim = dim if context_dim is None else context_dim
         self.heads = heads
-        self.attend: Attend = scaled_dot_product
+        self.attend: Callable[..., Tensor] = scaled_dot_product
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
@@ -90,17 +43,12 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
         """[batch, n, dim] queries, [batch, m, context_dim] context (None: the queries) -> [batch, n, dim]."""
         context = hidden if context is None else context
-        query = self._split_heads(self.to_q(hidden))
-        key, value = self._split_heads(self.to_k(context)), self._split_heads(self.to_v(context))
-        if hidden.shape[0] <= KERNEL_BATCH_LIMIT:
-            mixed = self.attend(query, key, value)
-        else:
-            parts = zip(*(tensor.split(KERNEL_BATCH_LIMIT) for tensor in (query, key, value)), strict=True)
-            mixed = torch.cat([self.attend(*part) for part in parts])
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query, key, value = (
+            rearrange(project, "b n (heads d) -> b heads n d", heads=self.heads)
+            for project in (self.to_q(hidden), self.to_k(context), self.to_v(context))
+        )
+        mixed = self.attend(query, key, value)
+        return self.to_out[0](rearrange(mixed, "b heads n d -> b n (heads d)"))
 
 
 class GEGLU(nn.Module):
@@ -113,24 +61,24 @@ class GEGLU(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., inner]."""
         value, gate = self.proj(hidden).chunk(2, dim=-1)
-        # The product overwrites its factor: one tensor less where the network holds most.
+        # In place: one tensor less at the point where the network's memory peaks.
         return F.gelu(gate).mul_(value)
 
 
-def all_at_once(layer: Layer, hidden: Tensor) -> Tensor:
-    """`layer` on all tokens [..., dim] in one call."""
+def call_layer(layer: Layer, hidden: Tensor) -> Tensor:
+    """Call `layer` once on all tokens [..., dim]."""
     return layer(hidden)
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back, every token on its own.
+    """GEGLU to four times the width and a linear layer back; every token is computed independently.
 
-    `map_tokens` calls the layers. Replace the attribute of an instance to call them in slices of [n, dim].
+    `map_tokens` calls the layers. Replace the attribute of an instance to call them on slices [n, dim].
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.map_tokens: Callable[[Layer, Tensor], Tensor] = all_at_once
+        self.map_tokens: Callable[[Layer, Tensor], Tensor] = call_layer
         # The checkpoint numbers the layers 0 and 2; 1 was a dropout.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
@@ -140,7 +88,7 @@ class FeedForward(nn.Module):
 
 
 class SpatialBlock(nn.Module):
-    """Self-attention over a frame, attention to its sound, feed-forward; each normed before, added after."""
+    """Self-attention within a frame, cross-attention to its audio, feed-forward; pre-norm residuals."""
 
     def __init__(self, dim: int, heads: int, audio_dim: int | None) -> None:
         super().__init__()
@@ -151,8 +99,8 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, hidden: Tensor, audio: Tensor) -> Tensor:
-        """[n, pixels, dim] and [n, rows, audio_dim] -> [n, pixels, dim], with n = batch * frames."""
+    def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
+        """[n, pixels, dim] and [n, m, audio_dim] -> [n, pixels, dim], with n = batch * frames."""
         hidden = hidden + self.attn1(self.norm1(hidden))
         if self.attn2 is not None and self.norm2 is not None:
             hidden = hidden + self.attn2(self.norm2(hidden), audio)
@@ -160,7 +108,7 @@ class SpatialBlock(nn.Module):
 
 
 class Transformer3D(nn.Module):
-    """Transformer over the pixels of each frame by itself, as a residual."""
+    """Transformer over the pixels of each frame independently, as a residual."""
 
     def __init__(self, channels: int, heads: int, audio_dim: int | None, groups: int) -> None:
         super().__init__()
@@ -169,10 +117,10 @@ class Transformer3D(nn.Module):
         self.transformer_blocks = nn.ModuleList([SpatialBlock(channels, heads, audio_dim)])
         self.proj_out = PointwiseConv(channels, channels)
 
-    def forward(self, hidden: Tensor, audio: Tensor) -> Tensor:
-        """[b, frames, height, width, channels] and [b, frames, rows, audio_dim] -> the shape of `hidden`."""
-        tokens = self.proj_in(self.norm(hidden)).flatten(0, 1).flatten(1, 2)
-        audio = audio.flatten(0, 1)
+    def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
+        """[b, f, h, w, c] and [b, f, n, audio_dim] -> the shape of `hidden`; audio None without audio layers."""
+        tokens = rearrange(self.proj_in(self.norm(hidden)), "b f h w c -> (b f) (h w) c")
+        audio = None if audio is None else rearrange(audio, "b f n d -> (b f) n d")
         for block in self.transformer_blocks:
             tokens = block(tokens, audio)
         return hidden + self.proj_out(tokens).view(hidden.shape)

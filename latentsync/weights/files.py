@@ -1,4 +1,4 @@
-"""Read files of weights without running code in them, and give a module its weights or say what is wrong."""
+"""Read weight files without running code in them, and assign their tensors to a module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,23 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .recognize import describe
+from .names import describe
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Keys under which training programs wrap a state dict.
+# Keys under which training programs store a state dict.
 WRAPPERS = ("state_dict", "model_state_dict")
 
 SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a .safetensors or .pt file holds; tensors stay on disk (memory-mapped) where the format allows.
+    """Return the content of a .safetensors or .pt file; tensors stay on disk (memory-mapped) if the format allows.
 
     The content decides the format, not the suffix. Raises CheckpointError for a file that is missing, empty,
-    damaged, no file of weights, or that would have to run code to be read.
+    damaged, not a weight file, or that would have to run code to be read.
     """
-    kind = _format(path)
+    kind = _file_format(path)
     if kind == "zip" and _is_torchscript(path):
         raise CheckpointError(
             f"{path} is a TorchScript program and was not run; expected a .safetensors or .pt state dict."
@@ -42,12 +41,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
             with safe_open(path, framework="pt", device="cpu") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        with warnings.catch_warnings():  # about pickle protocols, on the way to an error that says more
+        with warnings.catch_warnings():  # about pickle protocols, before an error that says more
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except MemoryError:
         raise
-    except Exception as error:  # both readers raise whatever the damaged bytes lead them to
+    except Exception as error:  # damaged bytes make both readers raise any kind of error
         raise CheckpointError(_unreadable(path, error)) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict of tensors.")
@@ -55,13 +54,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def state_dict_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of its wrapper and without the prefix `module.` of parallel training.
+    """Return the tensors of a checkpoint, unwrapped and without the prefix `module.` of parallel training.
 
-    Raises CheckpointError naming `path` where something else lies among them.
+    Raises CheckpointError naming `path` if it holds anything else.
     """
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     for name, value in inner.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(name, str):
             raise CheckpointError(
                 f"{path} holds {type(value).__name__} under {name!r}; expected a state dict, bare or under "
                 f"{' or '.join(WRAPPERS)}."
@@ -71,7 +70,7 @@ def state_dict_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """`state_dict_of` the file at `path`."""
+    """Return `state_dict_of` the file at `path`."""
     return state_dict_of(read_checkpoint(path), path)
 
 
@@ -83,25 +82,29 @@ def assign_weights(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Module:
-    """Give a module built on the meta device its weights, ready for inference; returns the module.
+    """Assign weights to a module built on the meta device and prepare it for inference; returns the module.
 
-    `state` is emptied on the way, so that no tensor is held in two precisions longer than its own conversion.
-    A tensor already right is not copied: it reads from the mapped file, which must then stay in place.
-    `path` and `expected` (such as "the LatentSync 1.5/1.6 UNet") are for the message. Raises CheckpointError
-    when names or shapes differ or a value is not finite.
+    `state` is emptied meanwhile, so that only the tensor being converted is held in two precisions. A tensor
+    that needs no conversion is not copied: it reads from the mapped file, which must stay in place. `path` and
+    `expected` (such as "the LatentSync 1.5/1.6 UNet") are for the message. Raises CheckpointError if names or
+    shapes differ or a value is not finite.
     """
     _check_fit(module, state, path, expected)
-    converted = {name: _converted(name, state.pop(name), path, dtype, device) for name in list(state)}
+    converted = {name: _convert(name, state.pop(name), path, dtype, device) for name in list(state)}
     module.load_state_dict(converted, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
 def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, expected: str) -> None:
-    want = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    have = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = [name for name in want if name not in have]
-    extra = [name for name in have if name not in want]
-    other = [f"{n} {list(have[n])} for {list(want[n])}" for n in want if n in have and have[n] != want[n]]
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing = [name for name in wanted if name not in stored]
+    extra = [name for name in stored if name not in wanted]
+    other = [
+        f"{n} {list(stored[n])} for {list(wanted[n])}"
+        for n in wanted
+        if n in stored and stored[n] != wanted[n]
+    ]
     found = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for names, what in ((missing, "missing"), (extra, "unknown"), (other, "of another shape"))
@@ -109,41 +112,41 @@ def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, expec
     ]
     if found:
         raise CheckpointError(
-            f"{path} is not {expected}: it looks like {describe(have)}, with {', '.join(found)} of "
-            f"{len(want)} expected weights. Put the right file in its place."
+            f"{path} is not {expected}: it looks like {describe(stored)}, with {', '.join(found)} of "
+            f"{len(wanted)} expected weights. Put the right file in its place."
         )
 
 
-def _converted(
-    name: str, tensor: Tensor, path: Path, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def _convert(name: str, tensor: Tensor, path: Path, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.to(device)
     if tensor.dtype == dtype and tensor.device == torch.device(device):
         result = tensor
-    elif tensor.ndim == 4:  # the layout of the activations, in which GPU convolutions want their kernels
+    elif tensor.ndim == 4:  # the memory layout of the activations, fastest for GPU convolutions
         result = tensor.to(device, dtype, memory_format=torch.channels_last)
     else:
         result = tensor.to(device, dtype)
-    if not _finite(result):
+    if not _is_finite(result):
         precision = str(dtype).removeprefix("torch.")
         what = (
-            f"too large for {precision}; choose another precision" if _finite(tensor) else "NaN or infinite"
+            f"too large for {precision}; choose another precision"
+            if _is_finite(tensor)
+            else "NaN or infinite"
         )
-        hint = "" if _finite(tensor) else "; the file is damaged, get it again"
+        hint = "" if _is_finite(tensor) else "; the file is damaged, get it again"
         raise CheckpointError(f"{path}: {name} has values that are {what}{hint}.")
     return result
 
 
-def _finite(tensor: Tensor) -> bool:
-    # A sum is finite only if every value is, and needs no second tensor.
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is finite only if every value is, and needs no tensor of that size.
     return bool(
         torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.device.type == "cpu" else torch.float32))
     )
 
 
-def _format(path: Path) -> str:
-    """safetensors, zip (torch.save since 1.6) or pickle (before)."""
+def _file_format(path: Path) -> str:
+    """Return "safetensors", "zip" (torch.save since 1.6) or "pickle" (before); raises CheckpointError for others."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; expected a .safetensors or .pt file.")
     try:
@@ -155,7 +158,7 @@ def _format(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
     if not head:
         raise CheckpointError(f"{path} is empty (0 bytes); delete it and get it again.")
-    # First the length of the header, whose lowest byte may also be the first of a pickle.
+    # The length of the header comes first; its lowest byte may also be the first of a pickle.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_HEADER:
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -174,17 +177,21 @@ def _format(path: Path) -> str:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether a zip is a program; torch 2.5 would load it even where only weights are asked for."""
-    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    return False
+    """Tell whether a zip is a program; torch 2.5 would load it even with weights_only."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged directory makes zipfile raise any kind of error
+        raise CheckpointError(_unreadable(path, error)) from None
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    asked = re.search(r"GLOBAL\s+([\w.]+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and asked:
+    imported = re.search(r"GLOBAL\s+([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and imported:
         return (
-            f"{path} contains more than tensors ({asked[1]}), which could run code, so it was not loaded; "
+            f"{path} contains more than tensors ({imported[1]}), which could run code, so it was not loaded; "
             "get the weights as .safetensors or from their publisher."
         )
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]

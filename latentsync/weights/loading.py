@@ -1,4 +1,4 @@
-"""Load a model folder: find its files, build the networks without memory, and give them their weights.
+"""Load a model folder: find its files, build the networks on the meta device, and assign their weights.
 
 A model folder holds
     config.yaml                 optional; otherwise the published config, 1.5's if the folder's name says 1.5
@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,25 +32,34 @@ from ..errors import CheckpointError
 from ..models.motion import PositionEncoding, sinusoids
 from ..models.unet import UNet3DConditionModel
 from ..models.whisper import AudioEncoder
-from . import assign_weights, names, read_checkpoint, read_state_dict, state_dict_of
-from .checkpoints import expanded, find_model_folder, find_vae_folder, sha256_of
+from .checkpoints import (
+    UNET_FILES,
+    WEIGHT_SUFFIXES,
+    expand_user,
+    find_model_folder,
+    find_vae_folder,
+    sha256_of,
+)
+from .files import assign_weights, read_checkpoint, read_state_dict, state_dict_of
+from .names import rename_vae, rename_whisper_encoder
 
 if TYPE_CHECKING:
     from ..faces import FaceDetector
 
 logger = logging.getLogger(__name__)
 
-UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")
-WEIGHT_SUFFIXES = (".safetensors", ".pt")
-AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
-VAE_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-HASH_DIGITS = 12
+Network = TypeVar("Network", bound=nn.Module)
 
-# Layers of the UNet whose weights stay in the precision that was asked for where the others are in int8: few, and
-# all that is drawn goes through them.
+AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
+VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+HASH_DIGITS = 12
+MOST_VAE_LAYERS = 64  # accepted in a VAE's config; a damaged one must not build layers for minutes
+
+# Layers of the UNet that keep the requested precision when the others are in int8: few, and the whole output
+# depends on them.
 IMPORTANT_LAYERS = ("*.attn2.*", "conv_in", "conv_out", "time_embedding.*")
 
-# transformers.WhisperConfig's names for what OpenAI calls dims.
+# transformers.WhisperConfig's keys -> those of OpenAI's dims.
 _DIMS = {
     "num_mel_bins": "n_mels",
     "max_source_positions": "n_audio_ctx",
@@ -61,7 +71,7 @@ _DIMS = {
 
 @dataclass
 class ModelBundle:
-    """The networks of one model, ready for inference; replace any of them by a module called the same way."""
+    """The networks of one model, ready for inference; each may be replaced by a module with the same call."""
 
     unet: nn.Module  # (sample, timestep, encoder_hidden_states) -> noise
     vae: nn.Module  # diffusers.AutoencoderKL or its like
@@ -81,29 +91,28 @@ def load_models(
 ) -> ModelBundle:
     """Load "1.6", "1.5", "demo", a model folder (see above) or a UNet's file onto `device`.
 
-    `dtype` is the UNet's and the VAE's. With `int8` most of the UNet's weights are kept in 8 bits and computed in
-    `dtype`: half the memory, and a picture that differs a little (measured on the demo model: 60 dB where it is
-    generated). The audio encoder stays in float32: it is 33 MB, runs once, and its features are then the same
-    whatever the precision of the rest. `detector` None loads the default one.
-    Raises CheckpointError naming the file when one is missing, damaged or of another model; nothing is ever
-    left with random weights.
+    `dtype` is that of the UNet and the VAE. With `int8` most of the UNet's weights are stored in 8 bits and computed
+    in `dtype`: half the memory, and slightly different frames (measured on the demo model: 60 dB in the generated
+    region). The audio encoder stays in float32: it is 33 MB, runs once, and its features do not depend on the
+    precision of the rest. `detector` None loads the default one. Raises CheckpointError naming a file that is
+    missing, damaged or of another model; no network ever keeps random weights.
 
-    What does not fit on a GPU is loaded into main memory, from where a run brings it as far as it fits.
+    Networks that do not fit on a GPU are loaded into CPU memory; a run moves them to the GPU as they fit.
     """
     try:
-        return _loaded(model, dtype, torch.device(device), detector, int8)
+        return _load(model, dtype, torch.device(device), detector, int8)
     except Exception as error:
         if torch.device(device).type == "cpu" or not is_oom(error):
             raise
         logger.warning("The networks do not fit on %s now (%s).", device, Failure.of(error).text)
-    empty_cache(torch.device(device))  # out here, for the error holds what had been loaded
-    return _loaded(model, dtype, torch.device("cpu"), detector, int8)
+    empty_cache(torch.device(device))  # outside `except`: the error holds what had been loaded
+    return _load(model, dtype, torch.device("cpu"), detector, int8)
 
 
-def _loaded(
+def _load(
     model: str | Path, dtype: torch.dtype, device: torch.device, detector: FaceDetector | None, int8: bool
 ) -> ModelBundle:
-    file = expanded(model)
+    file = expand_user(model)
     single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
     folder = file.parent if single else find_model_folder(model)
     config = folder_config(folder, file.stem if single else folder.name)
@@ -116,8 +125,10 @@ def _loaded(
         detector = load_detector(device=device)
     unet = load_unet(unet_file, config, dtype, device)
     if int8:
-        done = quantize_weights(unet, keep=IMPORTANT_LAYERS)
-        logger.info("%d layers of the UNet in int8, %.2f %% mean error", done.layers, 100 * done.mean_error)
+        result = quantize_weights(unet, keep=IMPORTANT_LAYERS)
+        logger.info(
+            "%d layers of the UNet in int8, %.2f %% mean error", result.layers, 100 * result.mean_error
+        )
     return ModelBundle(
         unet=unet,
         vae=load_vae(vae_file, config, dtype, device),
@@ -129,9 +140,9 @@ def _loaded(
 
 
 def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
-    """The folder's config.yaml; sections it leaves out, or all, are the published model's.
+    """Return the folder's config.yaml; sections it lacks, or all, are those of the published model.
 
-    name: says which published one, instead of the folder's.
+    name: decides which published model, instead of the folder's name.
     """
     published = ModelConfig.published("1.5" if "1.5" in (name or folder.name) else "1.6")
     path = folder / "config.yaml"
@@ -145,57 +156,79 @@ def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
 def load_unet(
     path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> UNet3DConditionModel:
-    """The UNet in `path`, its position encodings by formula if the file has none; raises CheckpointError."""
-    try:
-        with torch.device("meta"):
-            unet = UNet3DConditionModel.from_config(config.unet)
-    except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"The config for {path} describes no UNet of LatentSync ({reason}).") from None
+    """Load the UNet in `path`, its position encodings by formula if the file has none; raises CheckpointError."""
+    unet = _build(lambda: UNet3DConditionModel.from_config(config.unet), path, "UNet of LatentSync")
     state = read_state_dict(path)
     if any("motion_modules." in name for name in state):
         for name, module in unet.named_modules():
             if isinstance(module, PositionEncoding):
                 _, length, channels = module.pe.shape
-                state.setdefault(f"{name}.pe", sinusoids(length, channels))
+                if f"{name}.pe" not in state:
+                    state[f"{name}.pe"] = sinusoids(length, channels)
     return assign_weights(unet, state, path, f"the UNet of LatentSync {config.name}", dtype, device)
 
 
 def load_audio_encoder(path: Path, config: ModelConfig, device: torch.device | str = "cpu") -> AudioEncoder:
-    """The encoder in a Whisper file, in float32; raises CheckpointError, also for another size."""
+    """Load the encoder of a Whisper file, in float32; raises CheckpointError, also for one of another size."""
     content = read_checkpoint(path)
     dims = _audio_dims(path, content) or config.audio_encoder
     other = {k: dims.get(k) for k in _DIMS.values() if dims.get(k) != config.audio_encoder.get(k)}
     if other:
         expected = {k: config.audio_encoder.get(k) for k in other}
         raise CheckpointError(f"{path} is a Whisper of another size: {other}; expected {expected}.")
-    with torch.device("meta"):
-        encoder = AudioEncoder.from_dims(dims)
+    encoder = _build(lambda: AudioEncoder.from_dims(dims), path, "audio encoder")
     state = state_dict_of({k: v for k, v in content.items() if k != "dims"}, path)
     return assign_weights(
-        encoder, names.whisper_encoder(state), path, "Whisper's audio encoder", torch.float32, device
+        encoder, rename_whisper_encoder(state), path, "Whisper's audio encoder", torch.float32, device
     )
 
 
 def load_vae(
     path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> nn.Module:
-    """The diffusers.AutoencoderKL in `path`, by the config.json beside it or else the model's config."""
+    """Load the diffusers.AutoencoderKL in `path`, by the config.json beside it or else the model's config."""
     from diffusers import AutoencoderKL
 
     settings: Mapping[str, Any] = config.vae
-    if path.name in VAE_FILES and (path.parent / "config.json").is_file():
+    if path.name in VAE_WEIGHTS and (path.parent / "config.json").is_file():
         settings = _read_json(path.parent / "config.json")
+    _check_vae_settings(settings, path)
+    vae = _build(lambda: AutoencoderKL.from_config(dict(settings)), path, "AutoencoderKL")
+    return assign_weights(vae, rename_vae(read_state_dict(path)), path, "this model's VAE", dtype, device)
+
+
+def _build(make: Callable[[], Network], path: Path, kind: str) -> Network:
+    """Build a network without memory for its weights; raises CheckpointError if its config describes none."""
     try:
         with torch.device("meta"):
-            vae = AutoencoderKL.from_config(dict(settings))
-    except (TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"The VAE config for {path} describes no AutoencoderKL ({error}).") from None
-    return assign_weights(vae, names.vae(read_state_dict(path)), path, "this model's VAE", dtype, device)
+            return make()
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # the layers of torch and diffusers raise any kind of error for unusable sizes
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"The config for {path} describes no {kind} ({reason}).") from None
+
+
+def _check_vae_settings(settings: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError for settings with which a VAE could be built but not used."""
+    layers, levels = settings.get("layers_per_block", 1), settings.get("block_out_channels", ())
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_VAE_LAYERS:
+        raise CheckpointError(
+            f"The VAE config for {path}: layers_per_block is {layers!r}; expected 1 to {MOST_VAE_LAYERS}."
+        )
+    if not isinstance(levels, (list, tuple)) or len(levels) > MOST_VAE_LAYERS:
+        raise CheckpointError(
+            f"The VAE config for {path}: block_out_channels is no list of 1 to {MOST_VAE_LAYERS} widths."
+        )
+    for name in ("scaling_factor", "shift_factor"):
+        value = settings.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and (not number or (name == "scaling_factor" and value == 0)):
+            raise CheckpointError(f"The VAE config for {path}: {name} is {value!r}; expected a number.")
 
 
 class FileHashes(Mapping[str, str]):
-    """File name -> first digits of its SHA-256; gigabytes are hashed aside, and only a reader waits."""
+    """File name -> first digits of its SHA-256, computed on a background thread; only reading waits for it."""
 
     def __init__(self, *paths: Path) -> None:
         self._paths = {path.name: path for path in paths}
@@ -231,16 +264,16 @@ def _first(folder: Path, candidates: tuple[str, ...], what: str) -> Path:
 
 
 def find_vae(folder: Path) -> Path:
-    """The image autoencoder's weights for the model in `folder`; raises CheckpointError naming the places."""
+    """Return the VAE's weight file for the model in `folder`; raises CheckpointError naming the places searched."""
     if (folder / "vae").is_dir():
-        return _first(folder / "vae", VAE_FILES, "The VAE")
+        return _first(folder / "vae", VAE_WEIGHTS, "The VAE")
     if (folder / "vae.safetensors").is_file():
         return folder / "vae.safetensors"
     beside = folder.resolve().parent / "sd-vae-ft-mse"
     if beside.is_dir():
-        return _first(beside, VAE_FILES, "The VAE")
+        return _first(beside, VAE_WEIGHTS, "The VAE")
     try:
-        return _first(find_vae_folder(), VAE_FILES, "The VAE")
+        return _first(find_vae_folder(), VAE_WEIGHTS, "The VAE")
     except CheckpointError as error:
         places = f"{folder / 'vae'}, {folder / 'vae.safetensors'}, {beside}"
         raise CheckpointError(f"The VAE is missing: found none of {places}. {error}") from None
@@ -251,15 +284,15 @@ def _audio_dims(path: Path, content: Mapping[str, Any]) -> Mapping[str, int]:
         return content["dims"]
     beside = path.parent / "config.json"
     if path.name == "model.safetensors" and beside.is_file():
-        stated = _read_json(beside)
-        return {ours: stated[theirs] for theirs, ours in _DIMS.items() if theirs in stated}
+        values = _read_json(beside)
+        return {ours: values[theirs] for theirs, ours in _DIMS.items() if theirs in values}
     return {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; expected a JSON object.")

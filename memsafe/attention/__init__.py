@@ -1,1 +1,1 @@
-"""Attention modes (flex, flash, standard), slicing, and weighting of a key region."""
+"""Attention modes (flex, flash, standard), kernel limits by device, slicing, and weighting of a key region."""

@@ -1,54 +1,53 @@
-"""How the attentions of a model are computed during a run: by which kernel, in how many parts, with which weights."""
+"""Computation of a model's attentions during a run: the mode, the slices, and the weights of a key region."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batching.oom import is_oom
-from .flex import flex_attend, is_compile_failure, why_not
-from .region import KeyRegion, ScaledAttend, weighted_attend
-from .slicing import SCORES_LIMIT, attend_in_parts, tokens_in_parts
+from .flex import flex_attend, is_compile_failure, reason_without_flex
+from .kernels import chosen_backend, least_slices, stores_scores
+from .region import Attend, KeyRegion, attend_weighted
+from .slicing import attend_in_slices, map_tokens_in_slices
 
 logger = logging.getLogger(__name__)
 
 
 class AttentionMode(str, Enum):
-    """The kernel of a model's attentions."""
+    """Choice of the kernels that compute a model's attentions."""
 
-    STANDARD = "standard"  # the formula written out: PyTorch's math backend
-    FLASH = "flash"  # the fastest backend that PyTorch has for the inputs: flash, cuDNN, memory-efficient
-    FLEX = "flex"  # as flash, but attentions with weighted keys by FlexAttention
+    STANDARD = "standard"  # PyTorch's math backend: the scores are stored
+    FLASH = "flash"  # PyTorch's fastest backend for the inputs: flash, cuDNN, memory-efficient
+    FLEX = "flex"  # as flash, but FlexAttention for attentions with weighted keys
 
     @property
     def default_weight(self) -> float:
-        """How often keys in the region count unless the user says otherwise; 1 is the trained model."""
+        """Weight of the keys in the region unless the user chooses one; 1 is the trained model."""
         return 2.0 if self is AttentionMode.FLEX else 1.0
 
 
 def is_spatial_self_attention(name: str) -> bool:
-    """By the name that diffusers and the checkpoints give it."""
+    """Tell spatial self-attention by the module name that diffusers and the checkpoints use."""
     return name.rpartition(".")[2] == "attn1"
 
 
 class ModelAttention:
-    """Computes a model's attentions and feed-forwards in its own way while it is `applied`; made once per run.
+    """Replacement of a model's attention and feed-forward computations while it is `applied`; one per run.
 
-    Two kinds of submodules are found by their attributes, which are replaced and put back:
-    `attend(query, key, value, *, scale=None)`, softmax(scale q k^T) v on [batch, heads, n, d] tensors, and
-    `map_tokens(layer, hidden)`, which calls a layer that treats every token by itself.
+    Submodules are found by two attributes, which are replaced and restored: `attend(query, key, value, *,
+    scale=None)`, softmax(scale q k^T) v on [batch, heads, n, d] tensors, and `map_tokens(layer, hidden)`, which
+    calls a layer that treats every token independently.
 
-    region: keys with another weight, in the attentions whose names `weighted` accepts; those must be over the
-    pixels of a picture. The slices are asked for at every call, so they may change in the middle of a run.
+    region: keys with another weight, in the attentions whose names `weighted` accepts; these must attend over
+    the pixels of a frame. The numbers of slices are read at every call, so they may change during a run.
     """
 
     def __init__(
@@ -61,90 +60,100 @@ class ModelAttention:
         feed_forward_slices: Callable[[], int] = lambda: 1,
     ) -> None:
         self.mode = AttentionMode(mode)
-        # The weight 1 is the model itself, to the last bit.
+        # With weight 1 the region is ignored: the result is that of the model, bit for bit.
         self.region = region if region is not None and region.weight != 1 else None
         self._weighted = weighted
         self._attention_slices, self._feed_forward_slices = attention_slices, feed_forward_slices
-        self._no_flex: str | None = None  # why FlexAttention is no longer tried
-        self._forms: set[str] = set()  # by which weights were applied: flex, twin
-        self._backends: dict[tuple[Any, ...], str] = {}  # of PyTorch's attention, per kind of input
+        self._no_flex: str | None = None  # reason why FlexAttention is no longer tried
+        self._weighted_by: set[str] = set()  # "flex" and "twin", as far as they ran
+        self._backends: dict[tuple[Any, ...], str] = {}  # PyTorch's backend by kind of input
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model's attentions and feed-forwards are computed so inside; afterwards as before.
+        """Replace the model's attention and feed-forward computations inside the context.
 
-        Raises RuntimeError if another one is applied to the model, which would slice and weight twice.
+        Raises RuntimeError if another ModelAttention is applied to the model, because both would slice and weight.
         """
-        seams: list[tuple[nn.Module, str, Any]] = []
+        originals: list[tuple[nn.Module, str, Any]] = []
         for name, module in model.named_modules():
             attend = partial(self._attend, self.region is not None and self._weighted(name))
-            for seam, replacement in (("attend", attend), ("map_tokens", self._map_tokens)):
-                own = module.__dict__.get(seam)
-                if isinstance(own, _Replaced):
+            for attribute, replacement in (("attend", attend), ("map_tokens", self._map_tokens)):
+                original = module.__dict__.get(attribute)
+                if isinstance(original, _Replacement):
                     raise RuntimeError(
-                        "another run is computing the attentions of this model; wait until it ends"
+                        "Another run is using this model; wait until it ends, or load the model again."
                     )
-                if own is not None:
-                    seams.append((module, seam, (own, _Replaced(replacement, own))))
+                if original is not None:
+                    originals.append((module, attribute, (original, _Replacement(replacement, original))))
         try:
-            for module, seam, (_, replacement) in seams:
-                setattr(module, seam, replacement)
+            for module, attribute, (_, replacement) in originals:
+                setattr(module, attribute, replacement)
             yield
         finally:
-            for module, seam, (own, _) in seams:
-                setattr(module, seam, own)
+            for module, attribute, (original, _) in originals:
+                setattr(module, attribute, original)
 
     @property
     def used(self) -> dict[str, Any]:
-        """What really ran, for a report.
+        """Computation that actually ran, for a report.
 
-        asked: the mode. ran: `flex` or `twin` (the same by PyTorch's other kernels) if keys were weighted, both if
-        FlexAttention failed in between, else `standard` or `flash`. weight: of the keys in the region. backends:
-        those PyTorch chose for everything but `flex`, where it tells. no_flex: why it was given up, or None.
+        asked: the mode. ran: if keys were weighted, `flex` or `twin` (the same result by PyTorch's other kernels),
+        both if FlexAttention failed in between; otherwise `standard` or `flash`. weight: of the keys in the region.
+        backends: those PyTorch chose, except for `flex`, where it can be asked. no_flex: reason why FlexAttention
+        was given up, or None.
         """
         plain = AttentionMode.STANDARD if self.mode is AttentionMode.STANDARD else AttentionMode.FLASH
         return {
             "asked": self.mode.value,
-            "ran": ", ".join(sorted(self._forms)) or plain.value,
+            "ran": ", ".join(sorted(self._weighted_by)) or plain.value,
             "weight": 1.0 if self.region is None else self.region.weight,
             "backends": sorted(set(self._backends.values())),
             "no_flex": self._no_flex,
         }
 
-    def _map_tokens(self, own: Any, layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        return tokens_in_parts(partial(own, layer), hidden, self._feed_forward_slices())
+    def _map_tokens(self, original: Any, layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        return map_tokens_in_slices(partial(original, layer), hidden, self._feed_forward_slices())
 
-    def _attend(self, weighted: bool, own: ScaledAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        parts = self._attention_slices()
-        if self.mode is AttentionMode.STANDARD:
-            scores = math.prod(query.shape[:3]) * key.shape[2]
-            parts = max(parts, math.ceil(scores / SCORES_LIMIT))
-        attend: Callable[..., Tensor] = partial(self._plain, own)
+    def _attend(self, weighted: bool, original: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        unfused, standard = stores_scores(query, key, value), self.mode is AttentionMode.STANDARD
+        slices = max(self._attention_slices(), least_slices(query, key, unfused or standard))
+        attend: Callable[..., Tensor] = partial(self._attend_plain, original, unfused)
         if weighted and self.region is not None:
             log_weights = self.region.log_weights(key.shape[-2], key.device)
-            attend = partial(self._with_weights, attend, log_weights)
-        return attend_in_parts(attend, query, key, value, parts)
+            attend = partial(self._attend_weighted, attend, log_weights)
+        return attend_in_slices(attend, query, key, value, slices)
 
-    def _plain(
-        self, own: ScaledAttend, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None
+    def _attend_plain(
+        self,
+        original: Attend,
+        unfused: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
     ) -> Tensor:
-        written_out = self.mode is AttentionMode.STANDARD
-        with sdpa_kernel(SDPBackend.MATH) if written_out else nullcontext():
-            self._note_backend(query, key, value)
-            return own(query, key, value) if scale is None else own(query, key, value, scale=scale)
+        if unfused:  # Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133)
+            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        standard = self.mode is AttentionMode.STANDARD
+        with sdpa_kernel(SDPBackend.MATH) if standard else nullcontext():
+            self._record_backend(query, key, value)
+            return original(query, key, value) if scale is None else original(query, key, value, scale=scale)
 
-    def _with_weights(
-        self, plain: ScaledAttend, log_weights: Tensor, query: Tensor, key: Tensor, value: Tensor
+    def _attend_weighted(
+        self, plain: Attend, log_weights: Tensor, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        mixed = self._by_flex(query, key, value, log_weights)
-        self._forms.add("twin" if mixed is None else "flex")
-        return weighted_attend(plain, query, key, value, log_weights) if mixed is None else mixed
+        mixed = self._attend_by_flex(query, key, value, log_weights)
+        self._weighted_by.add("twin" if mixed is None else "flex")
+        return attend_weighted(plain, query, key, value, log_weights) if mixed is None else mixed
 
-    def _by_flex(self, query: Tensor, key: Tensor, value: Tensor, log_weights: Tensor) -> Tensor | None:
-        """None if it was not asked for or cannot run, which is said once."""
+    def _attend_by_flex(
+        self, query: Tensor, key: Tensor, value: Tensor, log_weights: Tensor
+    ) -> Tensor | None:
+        """Return None if FlexAttention was not asked for or cannot run, which is logged once."""
         if self.mode is not AttentionMode.FLEX or self._no_flex is not None:
             return None
-        self._no_flex = why_not(query.device)
+        self._no_flex = reason_without_flex(query.device)
         if self._no_flex is None:
             try:
                 return flex_attend(query, key, value, log_weights)
@@ -157,13 +166,14 @@ class ModelAttention:
         )
         return None
 
-    def _note_backend(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def _record_backend(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         kind = (query.shape[-2:], key.shape[-2], query.dtype, query.device)
-        choose = getattr(torch, "_fused_sdp_choice", None)  # what PyTorch itself asks; not public
         real = type(query) is Tensor and query.device.type in {"cpu", "cuda"}
-        if kind not in self._backends and choose is not None and real:
-            self._backends[kind] = SDPBackend(choose(query, key, value)).name.lower()
+        if real and kind not in self._backends:
+            backend = chosen_backend(query, key, value)
+            if backend is not None:
+                self._backends[kind] = backend.name.lower()
 
 
-class _Replaced(partial[Any]):
-    """What a `ModelAttention` puts into a module; its last bound argument is what was there."""
+class _Replacement(partial[Any]):
+    """Callable that a `ModelAttention` puts into a module; its last bound argument is the original."""

@@ -1,4 +1,4 @@
-"""Attention and token-wise layers computed in parts, one after the other: the same result in less memory."""
+"""Attention and token-wise layers computed slice by slice: the same result in less memory."""
 
 from __future__ import annotations
 
@@ -6,37 +6,35 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Scores that may be written out at once, where they are; but one head at least, which at 512 px has twice as many.
-# Each takes 9 bytes, measured: in float32, also for half precision, and as much again for its softmax. With so few
-# the live tensors of a window of 1.6 are what `costs.UNET_PLANES` foresees or up to 110 MiB more, counted under fake
-# tensors at 256 and 512 px; with 2**28 they were up to 2 GiB more. On a CPU both take as long, measured.
-SCORES_LIMIT = 2**23
+def attend_in_slices(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slices: int,
+) -> Tensor:
+    """Call `attend` on [batch, heads, n, d] tensors in at least `slices` slices of batch and heads.
 
-
-def attend_in_parts(attend: Attend, query: Tensor, key: Tensor, value: Tensor, parts: int) -> Tensor:
-    """`attend` on [batch, heads, n, d] tensors in at least `parts` parts over batch and heads.
-
-    Each has one head of one item at least. The parts are views of the inputs and are written into
-    one output, so that besides it only one part is held.
+    A slice has at least one head of one item. Slices are views of the inputs and are written into one output,
+    so that only one slice is held beside it.
     """
     batch, heads, n, _ = query.shape
-    if parts <= 1 or batch * heads <= 1:
+    if slices <= 1 or batch * heads <= 1:
         return attend(query, key, value)
     # Heads next to their channels: the order in which the layer after an attention reads them.
     mixed = query.new_empty(batch, n, heads, value.shape[-1]).transpose(1, 2)
-    for part in _blocks(batch, heads, parts):
+    for part in _slices(batch, heads, slices):
         mixed[part].copy_(attend(query[part], key[part], value[part]))
     return mixed
 
 
-def tokens_in_parts(layer: Callable[[Tensor], Tensor], hidden: Tensor, parts: int) -> Tensor:
-    """`layer`, which treats every token [..., dim] by itself, on `parts` runs of tokens."""
+def map_tokens_in_slices(layer: Callable[[Tensor], Tensor], hidden: Tensor, slices: int) -> Tensor:
+    """Call `layer`, which treats the tokens [..., dim] independently, on `slices` slices of tokens [n, dim]."""
     tokens = hidden.flatten(0, -2)
-    if parts <= 1 or len(tokens) <= 1:
+    if slices <= 1 or len(tokens) <= 1:
         return layer(hidden)
-    size = -(-len(tokens) // parts)
+    size = -(-len(tokens) // slices)
     first = layer(tokens[:size])
     output = first.new_empty(len(tokens), first.shape[-1])
     output[:size].copy_(first)
@@ -46,10 +44,10 @@ def tokens_in_parts(layer: Callable[[Tensor], Tensor], hidden: Tensor, parts: in
     return output.unflatten(0, hidden.shape[:-1])
 
 
-def _blocks(batch: int, heads: int, parts: int) -> Iterator[tuple[slice, slice]]:
-    """Whole items of the batch while there are enough of them, else runs of one item's heads."""
-    height = max(1, batch // parts)
-    width = max(1, heads // -(-parts // batch))
-    for row in range(0, batch, height):
-        for column in range(0, heads, width):
-            yield slice(row, row + height), slice(column, column + width)
+def _slices(batch: int, heads: int, count: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of whole items while the batch has at least `count`, else of heads within one item."""
+    items = max(1, batch // count)
+    heads_per_item = max(1, heads // -(-count // batch))
+    for first_item in range(0, batch, items):
+        for first_head in range(0, heads, heads_per_item):
+            yield slice(first_item, first_item + items), slice(first_head, first_head + heads_per_item)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Placement:
+class CallContext:
     """Surroundings of a call: modules on the device and measurement. This one does nothing."""
 
     peak: int | None = None  # bytes the last batch needed above what was allocated before; None: not measured
@@ -37,13 +37,13 @@ def run_batched(
     task: Task,
     recovery: Recovery,
     most: int | Callable[[], int],
-    placement: Placement = Placement(),  # noqa: B008 - stateless
+    context: CallContext = CallContext(),  # noqa: B008 - stateless
 ) -> Generator[R, None, None]:
     """Yield a result for every item, in order, computed by `fn` on lists of at most `most` items.
 
     When memory runs out in `fn`, what the failed call held is freed and its items, no others, are computed
     again in a smaller way (see `Recovery.failed`). So `fn` must be repeatable, and everything that may run out
-    of memory, moving weights included, must happen in it or in the context of `placement`.
+    of memory, moving weights included, must happen in it or in the context of `context`.
 
     An item is taken from `items` once, and only when its batch is due. Closing the generator closes `items` if
     that is a generator. Every other exception passes through. Raises OutOfMemory when nothing is left to try,
@@ -55,25 +55,25 @@ def run_batched(
     try:
         while True:
             limit = most() if callable(most) else most
-            incoming = placement.incoming()
+            incoming = context.incoming()
             count = recovery.batch_size(task, limit, incoming)
             waiting.extend(islice(source, max(count - len(waiting), 0)))
             batch = list(islice(waiting, count))
             if not batch:
                 return
             seen, size = recovery.steps_taken, len(batch)
-            results, failure = attempt(fn, batch, placement)
+            results, failure = attempt(fn, batch, context)
             del batch
             if failure is not None:
                 # Weights that left the device with the failed batch count as used by it.
-                incoming = placement.incoming()
+                incoming = context.incoming()
                 freed = recovery.failed(
                     task, size, failure, again=again, freed=freed, seen=seen, incoming=incoming
                 )
                 again = True
                 continue
             again = freed = False
-            recovery.succeeded(task, size, placement.peak)
+            recovery.succeeded(task, size, context.peak)
             for _ in range(size):
                 waiting.popleft()
             while results:
@@ -84,12 +84,12 @@ def run_batched(
 
 
 def attempt(
-    fn: Callable[[list[T]], Iterable[R]], batch: list[T], placement: Placement
+    fn: Callable[[list[T]], Iterable[R]], batch: list[T], context: CallContext
 ) -> tuple[deque[R], Failure | None]:
     """Return the results, or the failure. By then the error is gone, and with it the tensors it pinned."""
     failure = None
     try:
-        with placement.inside():
+        with context.inside():
             results = deque(fn(list(batch)))
     except Exception as error:
         if not is_oom(error):

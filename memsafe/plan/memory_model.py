@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..weights.streaming import blocks
+from ..weights.sizes import streamed_bytes, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -162,22 +160,6 @@ def shape_of(networks: Any, dtype: torch.dtype | None = None) -> ModelShape | No
 def detector_bytes(video: VideoShape) -> int:
     """Return the bytes that a face detector needs per frame."""
     return _DETECTOR_BYTES_PER_PIXEL * video.height * video.width
-
-
-def streamed_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
-    """Most bytes of a module's weights on the device when they come block by block: two neighbours'."""
-    sizes = [weight_bytes(block, dtype) for block in blocks(module)]
-    return max([sum(pair) for pair in pairwise(sizes)], default=sizes[0])
-
-
-def weight_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
-    """Bytes of parameters and buffers; `dtype`: with all floating-point ones in it."""
-    tensors: Iterable[torch.Tensor] = chain(module.parameters(), module.buffers())
-    return sum(
-        tensor.numel()
-        * (dtype.itemsize if dtype is not None and tensor.is_floating_point() else tensor.element_size())
-        for tensor in tensors
-    )
 
 
 def _kernels(module: nn.Module) -> list[torch.Tensor]:

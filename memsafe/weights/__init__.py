@@ -1,1 +1,1 @@
-"""Weights on the device: placement, offload, block streaming, quantisation."""
+"""Weights: placement on a device, offload, block streaming, precision and quantisation."""

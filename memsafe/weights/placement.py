@@ -1,4 +1,4 @@
-"""Where a module lives: on the device while it is used and, if the plan says so, only then."""
+"""Placement of modules: on the device, or on it only while they are used."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..plan.memory_model import streamed_bytes, weight_bytes
-from .streaming import streamed
-from .transfers import Loan, Transfers
+from .offload import WeightCopier, copied_to_device
+from .sizes import streamed_bytes, weight_bytes
+from .streaming import stream_blocks
+
+CPU = torch.device("cpu")
 
 
-class Residency:
-    """Brings modules to a device.
+class ModulePlacement:
+    """Loads modules to a device and offloads them.
 
-    Both attributes may be changed at any time; what is in use then is not moved.
+    `offload` and `stream_weights` may be changed at any time; modules in use are not moved.
 
-    offload: modules are there only inside `on_device`. What leaves is dropped there, not copied back (see
-    `Loan`). stream_weights: of modules that allow it there are never all weights there. transfers: how weights
-    get there. reserve: told of every module before it comes, and whether it leaves again (see `Host.reserve`).
+    offload: modules are on the device only inside `on_device`, as copies (see `DeviceCopy`). stream_weights: modules
+    that allow it are streamed block by block. copier: copies the weights. reserve: called with every module before
+    it is loaded, and True if it leaves the device again (see `Host.reserve`).
     """
 
     def __init__(
@@ -31,84 +33,76 @@ class Residency:
         device: torch.device,
         offload: bool,
         stream_weights: bool = False,
-        transfers: Transfers | None = None,
+        copier: WeightCopier | None = None,
         reserve: Callable[[nn.Module, bool], None] = lambda module, leaving: None,
     ) -> None:
         self.device = device
         self.offload = offload
         self.stream_weights = stream_weights
-        self._transfers = transfers if transfers is not None else Transfers(device)
+        self._copier = copier if copier is not None else WeightCopier(device)
         self._reserve = reserve
         self._users: Counter[nn.Module] = Counter()
-        self._stayed: WeakSet[nn.Module] = WeakSet()
+        self._loaded: WeakSet[nn.Module] = WeakSet()  # modules moved to the device to stay
 
     @contextmanager
     def on_device(self, modules: Iterable[nn.Module], *, streamable: bool = False) -> Iterator[None]:
-        """The modules are on the device inside; entering again before leaving costs nothing.
+        """Keep the modules on the device inside the context; nested use costs nothing.
 
-        They go back to main memory also when one did not fit or the body raises. streamable: the modules work
-        through their blocks (see `streamed`), so that their weights need not be there together.
+        They are offloaded also when one did not fit or the body raises. streamable: the modules call their blocks as
+        modules (see `stream_blocks`), so their weights need not be on the device at the same time.
         """
         with ExitStack() as stack:
             for module in modules:
                 if not self._users[module]:
-                    stack.enter_context(self._visit(module, streamable))
+                    stack.enter_context(self._load(module, streamable))
                 self._users[module] += 1
-                stack.callback(self._leave, module)
+                stack.callback(self._remove_user, module)
             yield
 
-    def incoming(self, modules: Iterable[nn.Module], *, streamable: bool = False) -> int:
-        """Bytes that entering `on_device` now would bring to the device, and keep there together."""
-        if _is_main_memory(self.device):
+    def incoming_bytes(self, modules: Iterable[nn.Module], *, streamable: bool = False) -> int:
+        """Return the bytes that entering `on_device` now would load to the device and hold there at once."""
+        if _shares_cpu_memory(self.device):
             return 0
         size = streamed_bytes if self.stream_weights and streamable else weight_bytes
         return sum(
             size(module)
             for module in modules
-            if not self._users[module] and not all(_is_on(tensor, self.device) for tensor in _tensors(module))
+            if not self._users[module] and not _is_loaded(module, self.device)
         )
 
     def evict(self, modules: Iterable[nn.Module] = ()) -> bool:
-        """Move `modules`, and all that stayed on the device, to main memory now, but for those in use.
+        """Move `modules`, and all that were loaded to stay, to CPU memory now, except those in use.
 
-        Returns whether there was any. Device memory is returned to torch's cache.
+        Returns True if any module was moved. The freed device memory is in torch's cache.
         """
         moved = False
-        if _is_main_memory(self.device):
+        if _shares_cpu_memory(self.device):
             return moved
-        for module in {*self._stayed, *modules}:
+        for module in {*self._loaded, *modules}:
             if not self._users[module] and any(_is_on(tensor, self.device) for tensor in _tensors(module)):
                 moved = True
-                _move(module, torch.device("cpu"))
+                _move(module, CPU)
         return moved
 
-    def _visit(self, module: nn.Module, streamable: bool) -> AbstractContextManager[None]:
+    def _load(self, module: nn.Module, streamable: bool) -> AbstractContextManager[None]:
         streams = self.stream_weights and streamable
-        leaving = not _is_main_memory(self.device) and (self.offload or streams)
+        leaving = not _shares_cpu_memory(self.device) and (self.offload or streams)
         self._reserve(module, leaving)
         if not leaving:
-            _move(module, self.device)
-            self._stayed.add(module)
+            # Without a GPU nobody moves a module away again, so its many tensors are looked at once.
+            if self.device != CPU or module not in self._loaded:
+                _move(module, self.device)
+                self._loaded.add(module)
             return nullcontext()
-        _move(module, torch.device("cpu"))
-        return (streamed if streams else _lent)(module, self._transfers)
+        _move(module, CPU)
+        return (stream_blocks if streams else copied_to_device)(module, self._copier)
 
-    def _leave(self, module: nn.Module) -> None:
-        self._users -= Counter([module])  # forgets those at zero
-
-
-@contextmanager
-def _lent(module: nn.Module, transfers: Transfers) -> Iterator[None]:
-    loan = Loan(module.modules(), transfers)
-    try:
-        loan.begin()
-        yield
-    finally:
-        loan.end()
+    def _remove_user(self, module: nn.Module) -> None:
+        self._users -= Counter([module])  # drops entries at zero
 
 
-def _is_main_memory(device: torch.device) -> bool:
-    return device.type in ("cpu", "mps")  # an Apple GPU's is the CPU's
+def _shares_cpu_memory(device: torch.device) -> bool:
+    return device.type in ("cpu", "mps")  # an Apple GPU uses the CPU's memory
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -116,11 +110,15 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
-    if all(_is_on(tensor, device) for tensor in _tensors(module)):
+    if _is_loaded(module, device):
         return
-    # Inference mode would turn the weights into tensors that nobody may train on or load into again.
+    # Weights moved in inference mode could neither be trained nor loaded into again.
     with torch.inference_mode(False):
         module.to(device)
+
+
+def _is_loaded(module: nn.Module, device: torch.device) -> bool:
+    return all(_is_on(tensor, device) for tensor in _tensors(module))
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

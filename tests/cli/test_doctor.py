@@ -12,7 +12,7 @@ from latentsync_memsafe.latentsync.cli import doctor_checks as doctor
 from latentsync_memsafe.latentsync.cli.doctor_checks import Check, diagnose
 from latentsync_memsafe.latentsync.weights import checkpoints
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
-from latentsync_memsafe.latentsync.weights.verified import LIST, remember
+from latentsync_memsafe.latentsync.weights.hub import VERIFIED, mark_verified
 from latentsync_memsafe.memsafe.device.probe import probe
 
 from support.paths import ROOT
@@ -62,7 +62,7 @@ def test_one_complete_model_is_enough(root: Path) -> None:
     assert found["model 1.5"].status == "warn"
     assert "latentsync_unet.pt, tiny.pt not compared" in found["model 1.5"].message
     for file in (*MODEL_FILES["1.5"], *VAE_FILES):
-        remember(root, root / file.relative, "digest")
+        mark_verified(root, root / file.relative, "digest")
     found = report(root)
     assert found["model 1.5"].status == "ok"
     assert found["image autoencoder"].status == "ok"
@@ -88,7 +88,7 @@ def test_a_face_model_with_other_bytes(root: Path) -> None:
 
 def test_files_that_cannot_be_read_are_findings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(root, "1.6")
-    (root / LIST).write_text('{"1.6/latentsync_unet.pt": 5}')  # somebody else's
+    (root / VERIFIED).write_text('{"1.6/latentsync_unet.pt": 5}')  # somebody else's
 
     def locked(*_: object) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")

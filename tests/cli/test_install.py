@@ -1,4 +1,4 @@
-"""What ComfyUI Manager runs once: it says what it did, wherever the pack lies, and never fails."""
+"""install.py, which ComfyUI Manager runs once: it prints what it did, in any folder, and never fails."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ DOWNLOADS = {
 
 
 @pytest.mark.parametrize("case", DOWNLOADS)
-def test_it_ends_well_where_the_console_lacks_letters_of_the_path(tmp_path: Path, case: str) -> None:
+def test_it_succeeds_where_the_console_lacks_letters_of_the_path(tmp_path: Path, case: str) -> None:
     pack = tmp_path / "Lätent 唇"
     (pack / "latentsync" / "weights").mkdir(parents=True)
     for name in ("__init__.py", "latentsync/__init__.py", "latentsync/weights/__init__.py"):

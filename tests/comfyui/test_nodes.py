@@ -23,12 +23,12 @@ from latentsync_memsafe.latentsync.errors import (
     MemoryLimitError,
     OutputError,
 )
-from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, open_video
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
 from latentsync_memsafe.memsafe import Runtime
 
 from support.fake_comfy import FakeComfy, InterruptProcessingException, install
+from support.known_faces import PointsDetector
 from support.portrait import tones
 from support.small_models import tiny_bundle
 

@@ -13,8 +13,7 @@ from latentsync_memsafe.latentsync import SyncOptions
 from latentsync_memsafe.latentsync.errors import CheckpointError, InputError
 from latentsync_memsafe.latentsync.validation import check_source
 from latentsync_memsafe.latentsync.video import ArraySource
-from latentsync_memsafe.latentsync.weights.checkpoints import COMMAND, find_model_folder
-from latentsync_memsafe.latentsync.weights.registry import find_faces
+from latentsync_memsafe.latentsync.weights.checkpoints import COMMAND, find_faces, find_model_folder
 
 from support.fake_comfy import install
 from support.paths import ROOT

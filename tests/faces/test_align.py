@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from latentsync_memsafe.latentsync.faces.align import FILL, Template, invert, shifted, warp
-from latentsync_memsafe.latentsync.faces.composite import paste, restore
 from latentsync_memsafe.latentsync.faces.mask import keep_mask, paste_alpha
+from latentsync_memsafe.latentsync.faces.paste import paste, restore
 
 from support.paths import clip, clip_reference, reference
 

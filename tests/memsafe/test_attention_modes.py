@@ -14,12 +14,11 @@ from torch.nn.attention import SDPBackend
 from torch.utils._pytree import tree_leaves
 
 from latentsync_memsafe.latentsync.config import ModelConfig
-from latentsync_memsafe.latentsync.models import attention as models_attention
 from latentsync_memsafe.latentsync.models.attention import Attention, FeedForward, scaled_dot_product
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
-from latentsync_memsafe.memsafe.attention import modes as attention
+from latentsync_memsafe.memsafe.attention import kernels, modes
 from latentsync_memsafe.memsafe.attention.modes import AttentionMode, ModelAttention
-from latentsync_memsafe.memsafe.attention.region import KeyRegion, weighted_attend
+from latentsync_memsafe.memsafe.attention.region import KeyRegion, attend_weighted
 from latentsync_memsafe.memsafe.plan.memory_model import UNET_PLANES
 
 from support.small_models import tiny_unet
@@ -68,7 +67,7 @@ def relative(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-def own_seams(model: nn.Module) -> list[object]:
+def replaceable(model: nn.Module) -> list[object]:
     return [module.__dict__.get(name) for module in model.modules() for name in ("attend", "map_tokens")]
 
 
@@ -105,7 +104,7 @@ def test_a_weight_multiplies_what_a_key_gets(weight: float, dtype: torch.dtype) 
         """So that only the rounding of what it is given shows."""
         return F.scaled_dot_product_attention(query.double(), key.double(), value.double(), scale=scale)
 
-    got = weighted_attend(exactly, torch.zeros_like(query), key, value, log_weights)
+    got = attend_weighted(exactly, torch.zeros_like(query), key, value, log_weights)
     want = weight * a / (weight * a + n - a)
     torch.testing.assert_close(got, torch.full_like(got, want), rtol=1e-4, atol=0)
 
@@ -166,7 +165,7 @@ def flex_or_skip(device: str) -> None:
 def test_flex_is_an_additive_mask_too(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More sizes than torch compiles for one function, by default."""
     flex_or_skip(device)
-    monkeypatch.setattr(attention, "why_not", lambda device: None)
+    monkeypatch.setattr(modes, "reason_without_flex", lambda device: None)
     region = KeyRegion(LOWER_HALF.to(device), 2.0)
     for d in DIMS:
         for n in (64, 144, 256):
@@ -177,7 +176,7 @@ def test_flex_is_an_additive_mask_too(device: str, monkeypatch: pytest.MonkeyPat
                 got = model.attn1.attend(*tensors)
             assert run.used["ran"] == "flex", run.used
             want = masked(*tensors, region.log_weights(n, got.device))
-            twin = weighted_attend(scaled_dot_product, *tensors, region.log_weights(n, got.device))
+            twin = attend_weighted(scaled_dot_product, *tensors, region.log_weights(n, got.device))
             torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
             torch.testing.assert_close(got, twin, atol=1e-5, rtol=0)
 
@@ -188,7 +187,7 @@ def test_without_a_compiler_the_twin_computes(
 ) -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(attention, "why_not", lambda device: None)
+    monkeypatch.setattr(modes, "reason_without_flex", lambda device: None)
     query, key, value = qkv(1, 4, 64, 24)
     model, run = one_attention(24), ModelAttention("flex", KeyRegion(LOWER_HALF, 2.0))
     with (
@@ -200,9 +199,7 @@ def test_without_a_compiler_the_twin_computes(
     want = masked(query, key, value, run.region.log_weights(64, query.device))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     assert run.used["ran"] == "twin" and run.used["no_flex"]
-    assert [record.name for record in caplog.records if "FlexAttention" in record.message] == [
-        attention.__name__
-    ]
+    assert [record.name for record in caplog.records if "FlexAttention" in record.message] == [modes.__name__]
 
 
 def test_one_warning_where_flex_is_not_for_the_device(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,8 +274,8 @@ def failing_flex(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[None
         calls.append(None)
         raise error
 
-    monkeypatch.setattr(attention, "why_not", lambda device: None)
-    monkeypatch.setattr(attention, "flex_attend", fail)
+    monkeypatch.setattr(modes, "reason_without_flex", lambda device: None)
+    monkeypatch.setattr(modes, "flex_attend", fail)
     return calls
 
 
@@ -293,7 +290,7 @@ def test_the_network_is_unchanged_in_every_mode(
     model, region = tiny_unet(), KeyRegion(LOWER_HALF, 1.0)
     want = run(model)
     if slices > 1:
-        monkeypatch.setattr(models_attention, "KERNEL_BATCH_LIMIT", 100)
+        monkeypatch.setattr(kernels, "BATCH_LIMIT", 100)
     run_ = ModelAttention(mode, region, attention_slices=lambda: slices, feed_forward_slices=lambda: slices)
     with run_.applied(model):
         got = run(model)
@@ -334,9 +331,9 @@ def test_standard_limits_the_scores_it_writes(monkeypatch: pytest.MonkeyPatch) -
     query, key, value = qkv(4, 4, 64, 40)
     model, run = one_attention(40), ModelAttention("standard")
     want = scaled_dot_product(query, key, value)
-    monkeypatch.setattr(attention, "SCORES_LIMIT", 64 * 64 * 2)
+    monkeypatch.setattr(kernels, "SCORES_LIMIT", 64 * 64 * 2)
     peak = held(run, model, query, key, value)
-    monkeypatch.setattr(attention, "SCORES_LIMIT", 2**28)
+    monkeypatch.setattr(kernels, "SCORES_LIMIT", 2**28)
     assert peak < held(run, model, query, key, value) / 3
     torch.testing.assert_close(run_attention(run, model, query, key, value), want)
 
@@ -354,8 +351,7 @@ def test_scores_that_are_written_out_are_within_what_is_planned(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a guided window at 512 px; `flash` where there is no fused kernel, as on some AMD cards, within 5 %."""
-    monkeypatch.setattr(models_attention, "_may_write_scores", lambda device: mode == "flash")
-    monkeypatch.setattr(models_attention, "_has_fused_kernel", lambda *_: False)
+    monkeypatch.setattr(modes, "stores_scores", lambda *_: mode == "flash")
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(ModelConfig.published("1.6").unet)
     with (
@@ -381,11 +377,66 @@ def test_amd_cards_with_a_fused_kernel_take_all_heads_at_once(
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.2")
     monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_: backend.value)
-    monkeypatch.setattr(models_attention, "SCORES_LIMIT", 64 * 64)
+    monkeypatch.setattr(kernels, "SCORES_LIMIT", 64 * 64)
+    model = one_attention(40)
     with fake_gpu(), patch.object(F, "scaled_dot_product_attention", Mock(side_effect=written_out)) as plain:
         query, key, value = (torch.empty(1, 4, 64, 40, device=DEVICE) for _ in "qkv")
-        assert scaled_dot_product(query, key, value).shape == query.shape
+        assert run_attention(ModelAttention(), model, query, key, value).shape == query.shape
     assert plain.call_count == calls
+
+
+@pytest.mark.parametrize("limit", [2**28, 64 * 40 * 5, 1])
+def test_unfused_kernels_get_contiguous_tensors_and_few_heads(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Metal and some AMD cards: at most `limit` scores in one call, but those of one head at least."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, n, 4, 16, generator=generator).transpose(1, 2) for n in (64, 40, 40))
+    want = scaled_dot_product(query, key, value)
+    heads: list[int] = []
+
+    def recording(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
+        heads.append(query.shape[0] * query.shape[1])
+        return scaled_dot_product(query, key, value)
+
+    model = one_attention(16)
+    model.attn1.attend = recording
+    monkeypatch.setattr(modes, "stores_scores", lambda *_: True)
+    monkeypatch.setattr(kernels, "SCORES_LIMIT", limit)
+    torch.testing.assert_close(run_attention(ModelAttention(), model, query, key, value), want)
+    assert sum(heads) == 3 * 4
+    assert max(heads) <= max(limit // (64 * 40), 1)
+
+
+def test_metal_is_asked_for_few_scores_and_a_cpu_for_all() -> None:
+    """A guided window at 512 px, by the rule alone, which needs no such device."""
+    shape, cpu = (32, 8, 4096, 40), torch.device("cpu")
+    for device, stored in ((torch.device("mps"), True), (cpu, False)):
+        query = SimpleNamespace(device=device, shape=shape)
+        assert kernels.stores_scores(query, query, query) == stored
+        slices = kernels.least_slices(query, query, stored)
+        assert slices == (math.prod(shape[:3]) * 4096 // kernels.SCORES_LIMIT if stored else 1)
+
+
+def test_a_batch_above_the_limit_of_the_kernels_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = tiny_unet(), []
+    want = run(model)
+
+    def recording(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batches.append(query.shape[0])
+        return scaled_dot_product(query, key, value)
+
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = recording
+    with ModelAttention().applied(model):
+        run(model)
+        assert max(batches) == 16 * 16  # temporal attention: every pixel at once
+        batches.clear()
+        monkeypatch.setattr(kernels, "BATCH_LIMIT", 100)
+        assert relative(run(model), want) < 1e-5
+    assert max(batches) <= 100
 
 
 class CpuAllocations(Allocations):
@@ -502,18 +553,18 @@ def test_the_model_is_left_as_it_was() -> None:
         return scaled_dot_product(query, key, value, scale=scale)
 
     attentions[0].attend = mine
-    before, want = own_seams(model), run(model)
+    before, want = replaceable(model), run(model)
     first = ModelAttention("standard", KeyRegion(LOWER_HALF, 3.0), attention_slices=lambda: 4)
     with first.applied(model):
         changed = run(model)
-        assert own_seams(model) != before
-        with pytest.raises(RuntimeError, match="another run"), ModelAttention().applied(model):
+        assert replaceable(model) != before
+        with pytest.raises(RuntimeError, match="Another run"), ModelAttention().applied(model):
             pass
         assert torch.equal(run(model), changed)
-    assert own_seams(model) == before and torch.equal(run(model), want)
+    assert replaceable(model) == before and torch.equal(run(model), want)
     with pytest.raises(KeyError), first.applied(model):
         raise KeyError
-    assert own_seams(model) == before
+    assert replaceable(model) == before
     with ModelAttention().applied(model):
         assert torch.equal(run(model), want)
     with first.applied(model):

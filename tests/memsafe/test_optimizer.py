@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
-from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.memsafe import (
     AdaptiveMemoryOptimizer,
     AttentionMode,
@@ -29,6 +28,7 @@ from latentsync_memsafe.memsafe import (
 from latentsync_memsafe.memsafe.device import memory
 
 from support.cards import GIB, card
+from support.known_faces import PointsDetector
 from support.small_models import tiny_bundle
 
 TASKS = ["face_processing", "vae_encode", "vae_decode", "unet_inference", "frames"]

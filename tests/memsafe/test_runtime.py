@@ -72,7 +72,7 @@ def test_page_locked_weights_have_their_share_of_host_memory_beside_frames(
     mode: MemoryMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = []
-    monkeypatch.setattr(runtime_module, "Transfers", lambda device, limit: limits.append(limit))
+    monkeypatch.setattr(runtime_module, "WeightCopier", lambda device, limit: limits.append(limit))
     info = replace(card(8), ram_available=12 * GIB)
     plan = plan_for(info, memory_mode=mode)
     Runtime(plan, info)
@@ -289,7 +289,7 @@ def test_weights_that_leave_with_a_failed_batch_were_not_free_for_it(
 ) -> None:
     info, torch_counts.free = card(24), 17 * GIB
     runtime = Runtime(replace(plan_for(info), device=torch.device("meta")), info)
-    monkeypatch.setattr(runtime._modules, "incoming", lambda modules, streamable: 3 * GIB)
+    monkeypatch.setattr(runtime._modules, "incoming_bytes", lambda modules, streamable: 3 * GIB)
     recorded = []
     failed = runtime.optimizer.sizer.failed
 

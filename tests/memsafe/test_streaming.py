@@ -1,4 +1,4 @@
-"""Streamed weights: the same results from a card that holds two blocks, whatever fails on the way."""
+"""Block streaming: the same results with two blocks on the device, and everything is restored after a failure."""
 
 import weakref
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
-from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
-from latentsync_memsafe.memsafe.weights.placement import Residency
+from latentsync_memsafe.memsafe.weights.offload import DeviceCopy, PendingCopy, WeightCopier
+from latentsync_memsafe.memsafe.weights.placement import ModulePlacement
 from latentsync_memsafe.memsafe.weights.quantize import quantize_weights
-from latentsync_memsafe.memsafe.weights.streaming import blocks, streamed
-from latentsync_memsafe.memsafe.weights.transfers import Arrival, Loan, Transfers
+from latentsync_memsafe.memsafe.weights.sizes import blocks, weight_bytes
+from latentsync_memsafe.memsafe.weights.streaming import stream_blocks
 
 from support.small_models import tiny_unet, tiny_vae
 
 
-class Card(Transfers):
-    """A card in main memory: weights are copied, copies counted, and it may be full."""
+class Card(WeightCopier):
+    """A device simulated in CPU memory: weights are copied, copies counted, and it may be full."""
 
     def __init__(self, size: float = float("inf")) -> None:
         super().__init__(torch.device("cpu"))
         self.size = size
         self.now = self.peak = self.starts = 0
 
-    def start(self, tensors: Sequence[Tensor]) -> Arrival:
+    def start(self, tensors: Sequence[Tensor]) -> PendingCopy:
         self.starts += 1
-        return Arrival([self._copy(tensor) for tensor in tensors])
+        return PendingCopy([self._copy(tensor) for tensor in tensors])
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if self.now + tensor.nbytes > self.size:
@@ -52,8 +52,8 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return sample, torch.tensor(100 * seed), torch.randn(1, 16, 50, 64, generator=made)
 
 
-def places(module: nn.Module) -> dict[str, int]:
-    """Where each weight is: the very object."""
+def identities(module: nn.Module) -> dict[str, int]:
+    """The identity of each weight."""
     return {name: id(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
@@ -69,26 +69,26 @@ def expected(unet: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_steps_give_the_same_bits_from_two_blocks_at_a_time(unet, expected, mode) -> None:
-    before, card = places(unet), Card()
+def test_results_are_bit_identical_with_two_blocks_on_the_device(unet, expected, mode) -> None:
+    before, card = identities(unet), Card()
     sizes = sorted(weight_bytes(block) for block in blocks(unet))
     peaks = []
     with mode():
         for _ in range(2):  # windows
-            with streamed(unet, card):
+            with stream_blocks(unet, card):
                 for step, wanted in enumerate(expected):
                     card.peak = card.now
                     assert torch.equal(unet(*inputs(step)), wanted)
                     peaks.append(card.peak)
-            assert card.now == 0 and places(unet) == before
-    assert peaks == 2 * [sizes[-1], *2 * [peaks[1]]]  # in the first step nobody knows what comes next
+            assert card.now == 0 and identities(unet) == before
+    assert peaks == 2 * [sizes[-1], *2 * [peaks[1]]]  # in the first step the next block is not known
     assert sizes[-1] < peaks[1] <= sizes[-1] + sizes[-2] < 0.9 * weight_bytes(unet)
     assert not any(tensor.is_inference() for tensor in (*unet.parameters(), *unet.buffers()))
 
 
-def test_each_block_is_fetched_once_a_step_and_the_first_again_at_the_end(unet) -> None:
+def test_each_block_is_copied_once_a_step_and_the_first_again_at_the_end(unet) -> None:
     card, count = Card(), len(blocks(unet))
-    with torch.inference_mode(), streamed(unet, card):
+    with torch.inference_mode(), stream_blocks(unet, card):
         rest = card.starts
         assert card.now == 0  # this network has no weights outside its blocks
         for steps in (1, 2, 3):
@@ -97,8 +97,8 @@ def test_each_block_is_fetched_once_a_step_and_the_first_again_at_the_end(unet) 
             assert (card.now > 0) == (steps > 1)  # the first block, in advance
 
 
-def test_a_failure_in_any_block_or_fetch_restores_everything(unet, expected) -> None:
-    before = places(unet)
+def test_a_failure_in_any_block_or_copy_restores_everything(unet, expected) -> None:
+    before = identities(unet)
 
     def fail(block: nn.Module, given: object) -> None:
         raise ValueError("injected")
@@ -106,23 +106,23 @@ def test_a_failure_in_any_block_or_fetch_restores_everything(unet, expected) -> 
     with torch.inference_mode():
         for block in blocks(unet):
             card = Card()
-            with pytest.raises(ValueError, match="injected"), streamed(unet, card):
+            with pytest.raises(ValueError, match="injected"), stream_blocks(unet, card):
                 with block.register_forward_pre_hook(fail), pytest.raises(ValueError, match="injected"):
                     unet(*inputs(1))
                 assert torch.equal(unet(*inputs(2)), expected[2])  # it goes on inside
                 with block.register_forward_pre_hook(fail):
                     unet(*inputs(1))
-            assert card.now == 0 and places(unet) == before
+            assert card.now == 0 and identities(unet) == before
         smallest = max(weight_bytes(block) for block in blocks(unet))
-        with pytest.raises(torch.OutOfMemoryError), streamed(unet, card := Card(1.1 * smallest)):
+        with pytest.raises(torch.OutOfMemoryError), stream_blocks(unet, card := Card(1.1 * smallest)):
             assert torch.equal(unet(*inputs(0)), expected[0])
             unet(*inputs(0))
-        assert card.now == 0 and places(unet) == before
+        assert card.now == 0 and identities(unet) == before
         assert torch.equal(unet(*inputs(1)), expected[1])
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks(unet))
 
 
-def test_an_order_that_changes_is_no_more_than_slower() -> None:
+def test_results_are_right_when_the_order_of_the_blocks_changes() -> None:
     class Fork(nn.Module):
         """Its blocks in the order asked for, and weights of its own, one of them shared."""
 
@@ -145,19 +145,19 @@ def test_an_order_that_changes_is_no_more_than_slower() -> None:
     with torch.no_grad():
         for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 0], [], [2], [0, 1, 2, 3]):
             wanted = fork(value, order)
-            with streamed(fork, card):
+            with stream_blocks(fork, card):
                 for _ in range(3):
                     assert torch.equal(fork(value, order), wanted)
         wanted = fork(value, [0, 2, 1])
-        with streamed(fork, card):
+        with stream_blocks(fork, card):
             for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 0], [2, 0], [0, 2, 1]):
                 result = fork(value, order)
         assert torch.equal(result, wanted)
     assert card.peak == 2 * one + own and card.now == 0
 
 
-def test_blocks_are_what_is_called() -> None:
-    """Of a VAE its halves, called or not; a wrapper is seen through; a dictionary of layers is no block."""
+def test_blocks_are_the_modules_that_are_called() -> None:
+    """The blocks of a VAE are its halves; a wrapper counts as what it wraps; a dictionary of layers is no block."""
 
     class Wrapper(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -175,7 +175,7 @@ def test_blocks_are_what_is_called() -> None:
     with torch.inference_mode():
         latents = vae.encode(pixels).latent_dist.mode()
         image = vae.decode(latents).sample
-        with streamed(vae, card):
+        with stream_blocks(vae, card):
             assert torch.equal(vae.encode(pixels).latent_dist.mode(), latents)
             assert torch.equal(vae.decode(latents).sample, image)
     assert card.now == 0 and card.peak < 0.9 * weight_bytes(vae)
@@ -187,22 +187,22 @@ def test_int8_weights_are_streamed_as_they_are() -> None:
     sizes = sorted(weight_bytes(block) for block in blocks(unet))
     with torch.inference_mode():
         wanted = unet(*inputs())
-        with streamed(unet, card := Card()):
+        with stream_blocks(unet, card := Card()):
             assert all(torch.equal(unet(*inputs()), wanted) for _ in range(2))
     assert sizes[-1] <= card.peak <= sizes[-1] + sizes[-2]
 
 
-def test_residency_streams_what_allows_it_and_lends_the_rest(unet, expected) -> None:
-    """On a card named "meta", for main memory is nothing to leave; its copies are in main memory still."""
-    before, card = places(unet), Card()
-    residency = Residency(torch.device("meta"), offload=True, transfers=card)
+def test_placement_streams_modules_that_allow_it_and_copies_the_rest(unet, expected) -> None:
+    """On a device named "meta", because nothing is offloaded from a CPU; the copies are in CPU memory."""
+    before, card = identities(unet), Card()
+    placement = ModulePlacement(torch.device("meta"), offload=True, copier=card)
     peaks = []
     with torch.inference_mode():
         for streams, allows in ((False, True), (True, False), (True, True)):
-            residency.stream_weights, card.peak = streams, 0
-            with residency.on_device([unet], streamable=allows), residency.on_device([unet]):
+            placement.stream_weights, card.peak = streams, 0
+            with placement.on_device([unet], streamable=allows), placement.on_device([unet]):
                 assert all(torch.equal(unet(*inputs(1)), expected[1]) for _ in range(2))
-            assert card.now == 0 and places(unet) == before
+            assert card.now == 0 and identities(unet) == before
             peaks.append(card.peak)
     assert peaks[0] == peaks[1] == weight_bytes(unet)
     assert peaks[2] < 0.9 * peaks[0]
@@ -212,7 +212,7 @@ def test_residency_streams_what_allows_it_and_lends_the_rest(unet, expected) -> 
     ("name", "side", "limit"), [("tiny", 8, None), ("1.6", 64, 2.0)], ids=["tiny", "published, 512 px"]
 )
 def test_peak_on_a_card(name: str, side: int, limit: float | None) -> None:
-    """Weights and what is computed, of two steps in half precision, on the fake GPU: 1.42 of 3.11 GiB for 1.6."""
+    """Weights and activations of two steps in half precision on the fake GPU: 1.42 of 3.11 GiB for 1.6."""
     pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has no fake tensors")
     from support.fake_gpu import DEVICE, GIB, fake_gpu
 
@@ -226,12 +226,12 @@ def test_peak_on_a_card(name: str, side: int, limit: float | None) -> None:
         state = {key: torch.empty(value.shape, dtype=torch.float16) for key, value in named}
         unet.load_state_dict(state, assign=True)
         for streams in (False, True):
-            residency = Residency(DEVICE, offload=True, stream_weights=streams)
+            placement = ModulePlacement(DEVICE, offload=True, stream_weights=streams)
             sample = torch.empty(1, 13, 16, side, side, dtype=torch.float16, device=DEVICE)
             audio = torch.empty(1, 16, 50, width, dtype=torch.float16, device=DEVICE)
             step = torch.empty((), dtype=torch.int64, device=DEVICE)
             start = memory.peak = memory.now
-            with residency.on_device([unet], streamable=True):
+            with placement.on_device([unet], streamable=True):
                 for _ in range(2):
                     unet(sample, step, audio)
             assert memory.now == start
@@ -244,7 +244,7 @@ def test_peak_on_a_card(name: str, side: int, limit: float | None) -> None:
 
 
 def test_copies_wait_for_their_memory_and_are_waited_for() -> None:
-    """The order of what the two streams of a CUDA device are told, which no machine without one can try."""
+    """The order of the calls to the two streams of a CUDA device, which needs no such device."""
     pytest.importorskip("torch._subclasses.fake_tensor", reason="this torch has no fake tensors")
     from support.fake_gpu import DEVICE, fake_gpu
 
@@ -263,12 +263,12 @@ def test_copies_wait_for_their_memory_and_are_waited_for() -> None:
             torch.Tensor, "copy_", lambda copy, tensor, non_blocking: told.copy(non_blocking)
         )
         with streams, copies:
-            with streamed(linear, Transfers(DEVICE)):
+            with stream_blocks(linear, WeightCopier(DEVICE)):
                 assert linear(value).device == DEVICE
                 told.computed()
                 assert linear.weight.device.type == "cpu"
             told.unused()
-            Loan([linear], Transfers(DEVICE)).end()
+            DeviceCopy([linear], WeightCopier(DEVICE)).detach()
     fetched = [
         call.side.wait_stream(told.compute),
         call.within(told.side),
@@ -279,7 +279,7 @@ def test_copies_wait_for_their_memory_and_are_waited_for() -> None:
     assert told.mock_calls == [*used, call.unused(), *fetched, call.event.wait(told.compute)]
 
 
-def test_no_more_is_page_locked_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_memory_is_page_locked_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     locked: list[Tensor] = []
 
     def pin(tensor: Tensor) -> Tensor:
@@ -294,12 +294,12 @@ def test_no_more_is_page_locked_than_allowed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.Tensor, "is_pinned", is_pinned)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(Transfers, "_start_aside", lambda self, tensors: Arrival(tensors))
-    # 144 bytes take 256; there is room for two of them.
+    monkeypatch.setattr(WeightCopier, "_start_on_own_stream", lambda self, tensors: PendingCopy(tensors))
+    # 144 bytes take 256; two of them fit.
     weights = [nn.Parameter(torch.randn(6, 6), requires_grad=False) for _ in range(4)]
     values = [weight.clone() for weight in weights]
     for limit, count in ((0, 0), (700, 2), (700, 3), (700, 3)):  # the last two fail at the fourth
-        Transfers(torch.device("cuda"), limit).start(weights)
+        WeightCopier(torch.device("cuda"), limit).start(weights)
         assert [is_pinned(weight) for weight in weights] == [True] * count + [False] * (4 - count)
         assert all(torch.equal(*pair) for pair in zip(weights, values, strict=True))
 
@@ -307,20 +307,20 @@ def test_no_more_is_page_locked_than_allowed(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pin_limit", [0, 2**30])
-def test_on_a_real_card(pin_limit: int) -> None:
+def test_on_a_real_gpu(pin_limit: int) -> None:
     device = torch.device("cuda", 0)
     unet, given = tiny_unet(), [[tensor.to(device) for tensor in inputs(step)] for step in range(4)]
-    before = places(unet)
-    residency = Residency(device, offload=True, transfers=Transfers(device, pin_limit))
+    before = identities(unet)
+    placement = ModulePlacement(device, offload=True, copier=WeightCopier(device, pin_limit))
     results, peaks = [], []
     with torch.inference_mode():
-        for residency.stream_weights in (False, True):
+        for placement.stream_weights in (False, True):
             torch.cuda.synchronize()
             start = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            with residency.on_device([unet], streamable=True):
+            with placement.on_device([unet], streamable=True):
                 results.append([unet(*one).cpu() for one in given])
             peaks.append(torch.cuda.max_memory_allocated() - start)
-            assert torch.cuda.memory_allocated() == start and places(unet) == before
+            assert torch.cuda.memory_allocated() == start and identities(unet) == before
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     assert peaks[1] < peaks[0]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from latentsync_memsafe.latentsync.errors import NumericalError
+from latentsync_memsafe.latentsync.errors import CheckpointError, NumericalError
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
 
 
 class Recorder(nn.Module):
-    """A stand-in network whose prediction depends on sample and sound, and that records its calls."""
+    """A network whose prediction depends on sample and audio, and that records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,13 @@ def test_a_model_folder_may_choose_its_prediction_type() -> None:
     assert not torch.allclose(velocity, run())
 
 
-def test_not_a_number_is_reported_and_not_painted() -> None:
+@pytest.mark.parametrize("config", [{"beta_schedule": "none of these"}, {"num_train_timesteps": "many"}])
+def test_a_broken_scheduler_config_is_refused(config: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match="scheduler config describes no DDIMScheduler"):
+        make_scheduler(config)
+
+
+def test_values_that_are_not_finite_are_reported() -> None:
     unet = Recorder()
     unet.weight.data.fill_(float("nan"))
     with pytest.raises(NumericalError, match="not finite in float32"):

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
-from latentsync_memsafe.latentsync.models import attention
 from latentsync_memsafe.latentsync.models.attention import Attention, FeedForward
-from latentsync_memsafe.latentsync.models.motion import MotionModule, MotionOptions
+from latentsync_memsafe.latentsync.models.motion import MotionModule
 from latentsync_memsafe.latentsync.models.resnet import FrameGroupNorm, WindowGroupNorm
-from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel, UNetConfig
+from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
+from latentsync_memsafe.latentsync.models.unet_config import MotionOptions, UNetConfig
 
 from support.paths import reference
 from support.rule_weights import rule_filled
@@ -91,47 +91,6 @@ def test_timestep_may_be_an_int_a_scalar_or_one_per_item():
     assert relative(mixed[1:], want[1:]) > 0.1
 
 
-def test_temporal_attention_in_pieces_is_the_same(monkeypatch):
-    model, inputs = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
-    want = run(model, inputs)
-    batches = []
-
-    def recording(query, key, value):
-        batches.append(query.shape[0])
-        return attention.scaled_dot_product(query, key, value)
-
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.attend = recording
-    run(model, inputs)
-    assert max(batches) == 2 * 16 * 16  # every pixel of both items, at once
-    batches.clear()
-    monkeypatch.setattr(attention, "KERNEL_BATCH_LIMIT", 100)
-    assert relative(run(model, inputs), want) < 1e-5
-    assert max(batches) == 100
-    assert 512 % 100 in batches
-
-
-@pytest.mark.parametrize("limit", [2**28, 64 * 40 * 5, 1])
-def test_attention_where_scores_are_written_out(monkeypatch, limit):
-    """As for Metal and some AMD cards: contiguous, and at most `limit` scores at a time."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, n, 4, 16, generator=generator).transpose(1, 2) for n in (64, 40, 40))
-    want = attention.scaled_dot_product(query, key, value)
-    seen, plain = [], attention.F.scaled_dot_product_attention
-
-    def recording(query, key, value):
-        assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
-        seen.append(query.shape[0] * query.shape[1])
-        return plain(query, key, value)
-
-    monkeypatch.setattr(attention, "_may_write_scores", lambda device: True)
-    monkeypatch.setattr(attention, "SCORES_LIMIT", limit)
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", recording)
-    torch.testing.assert_close(attention.scaled_dot_product(query, key, value), want)
-    assert sum(seen) == 3 * 4 and max(seen) == {2**28: 12, 64 * 40 * 5: 5, 1: 1}[limit]
-
-
 def test_attention_and_feed_forward_can_be_replaced_from_outside():
     model, inputs = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
     want = run(model, inputs)
@@ -152,7 +111,7 @@ def test_attention_and_feed_forward_can_be_replaced_from_outside():
     assert relative(run(model, inputs), want) < 1e-5
 
 
-def test_a_window_cannot_be_cut_but_a_batch_can():
+def test_a_window_cannot_be_split_but_a_batch_can():
     """Without motion modules only the group norms' statistics tie the frames together."""
     model, (sample, timestep, audio) = case_model("tiny_no_motion"), case_inputs("tiny_no_motion")
     whole = run(model, (sample, timestep, audio))
@@ -164,16 +123,27 @@ def test_a_window_cannot_be_cut_but_a_batch_can():
     assert relative(torch.cat(items), whole) < 1e-5
 
 
-def test_each_frame_hears_its_own_sound():
+def test_each_frame_attends_to_its_own_audio():
     model, (sample, timestep, audio) = case_model("tiny_no_motion"), case_inputs("tiny_no_motion")
-    hears = case_model("tiny_no_audio")
-    inputs = (sample[:, :, :8], timestep, audio[:, :8])
-    assert torch.equal(run(hears, inputs), run(hears, (inputs[0], timestep, inputs[2] + 1)))
     attn2 = model.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     seen = []
     attn2.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     run(model, (sample, timestep, audio))
     assert torch.equal(seen[0].view(2, 16, 50, 32), audio)
+
+
+def test_a_model_without_audio_layers_needs_no_audio():
+    model, (sample, timestep, audio) = case_model("tiny_no_audio"), case_inputs("tiny_no_audio")
+    want = run(model, (sample, timestep, audio))
+    assert torch.equal(run(model, (sample, timestep, None)), want)
+    assert torch.equal(run(model, (sample, timestep)), want)
+    assert torch.equal(run(model, (sample, timestep, audio + 1)), want)
+
+
+def test_a_model_with_audio_layers_refuses_to_go_without():
+    model, (sample, timestep, _) = case_model("tiny_one_frame"), case_inputs("tiny_one_frame")
+    with pytest.raises(ValueError, match=r"encoder_hidden_states is None.*\[batch, frames, n, 32\]"):
+        run(model, (sample, timestep, None))
 
 
 @pytest.mark.parametrize(("kind", "over"), [(FrameGroupNorm, (2, 3, 5)), (WindowGroupNorm, (1, 2, 3, 5))])
@@ -232,6 +202,11 @@ def test_gradients_reach_every_parameter():
         ({"motion_module_kwargs": {"attention_block_types": ["Temporal_Cross"]}}, "Temporal_Cross"),
         ({"down_block_types": ["DownBlock3D"]}, "down_block_types.*expected 4"),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types.*UpBlock2D"),
+        ({"layers_per_block": 1_000_000}, "layers_per_block is 1000000; expected .* from 1 to 64"),
+        ({"attention_head_dim": 0}, "attention_head_dim is 0"),
+        ({"cross_attention_dim": "wide"}, "cross_attention_dim is 'wide'"),
+        ({"motion_module_kwargs": {"num_attention_heads": 0}}, "num_attention_heads is 0"),
+        ({"motion_module_kwargs": {"attention_block_types": ["Temporal_Self"] * 99}}, "at most 64"),
     ],
 )
 def test_config_errors_say_what_is_wrong(change, message):

@@ -94,7 +94,7 @@ def test_half_precision_stays_half_and_close(encoder, dtype):
     assert relative < 4 * torch.finfo(dtype).eps
 
 
-def test_shorter_sound_uses_the_first_positions(encoder):
+def test_shorter_audio_uses_the_first_positions(encoder):
     # Silence of any length: away from the end the convolutions see the same, so state 0 agrees.
     with torch.no_grad():
         short, long = encoder(torch.zeros(1, 8, 20)), encoder(torch.zeros(1, 8, 100))

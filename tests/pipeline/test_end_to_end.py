@@ -12,10 +12,11 @@ import pytest
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync.cli import main
-from latentsync_memsafe.latentsync.faces import PointsDetector, load_detector
+from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.video import open_video
 from latentsync_memsafe.memsafe import Runtime
 
+from support.known_faces import PointsDetector
 from support.media import decoded_sound, make_clip, make_sound, number_of, tone
 from support.paths import clip
 from support.portrait import portrait_frames, write_portrait

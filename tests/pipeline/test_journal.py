@@ -19,13 +19,13 @@ from hypothesis.extra import numpy as hnp
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync import journal as journal_module
 from latentsync_memsafe.latentsync.errors import FaceError, OutputError
-from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
 from latentsync_memsafe.latentsync.journal import Journal, JournalledGenerator, changed_box, run_key
 from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import Cancelled, Runtime
 from latentsync_memsafe.memsafe.storage import frame_log
 
+from support.known_faces import PointsDetector
 from support.portrait import tones
 from support.small_models import tiny_bundle
 

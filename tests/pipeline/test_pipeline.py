@@ -25,13 +25,13 @@ from latentsync_memsafe.latentsync.errors import (
     NumericalError,
     OutputError,
 )
-from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
 from latentsync_memsafe.latentsync.video.output_buffer import FrameCollector
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, plan_for, probe
 from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.threads import BackgroundConsumer
 
+from support.known_faces import PointsDetector
 from support.paths import clip, clip_reference
 from support.portrait import tones
 from support.scenes import AlwaysHere, scene

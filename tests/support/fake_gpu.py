@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentsync_memsafe.latentsync.config import ModelConfig
-from latentsync_memsafe.latentsync.models import attention
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.latentsync.weights.loading import ModelBundle
 from latentsync_memsafe.memsafe import DeviceInfo, runtime
+from latentsync_memsafe.memsafe.attention.kernels import BATCH_LIMIT
 
 GIB = 2**30
 DEVICE = torch.device("cuda", 0)
@@ -129,7 +129,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: obj
     """What a fused attention kernel asks for and allocates."""
     assert query.device == key.device == value.device == DEVICE
     assert query.dtype == key.dtype == value.dtype
-    assert query.shape[0] <= attention.KERNEL_BATCH_LIMIT and query.shape[-1] == key.shape[-1]
+    assert query.shape[0] <= BATCH_LIMIT and query.shape[-1] == key.shape[-1]
     batch, heads, n, width = query.shape
     return query.new_empty(batch, n, heads, width).transpose(1, 2)
 

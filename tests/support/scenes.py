@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from latentsync_memsafe.latentsync.faces import PointsDetector
+from support.known_faces import PointsDetector
 
 POINTS = np.array([[62.0, 50.0], [98.0, 52.0], [81.0, 76.0]])
 

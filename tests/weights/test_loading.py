@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
-from latentsync_memsafe.latentsync.weights import loading, names, read_state_dict
+from latentsync_memsafe.latentsync.weights import loading
+from latentsync_memsafe.latentsync.weights.files import assign_weights, read_state_dict
 from latentsync_memsafe.latentsync.weights.loading import (
     folder_config,
     load_audio_encoder,
@@ -19,7 +21,7 @@ from latentsync_memsafe.latentsync.weights.loading import (
     load_unet,
     load_vae,
 )
-from latentsync_memsafe.latentsync.weights.recognize import describe
+from latentsync_memsafe.latentsync.weights.names import describe, rename_vae
 
 from support.paths import reference
 from support.rule_weights import rule_filled
@@ -39,7 +41,7 @@ SMALL = ModelConfig(
 
 
 class Full:
-    """A device on which nothing has room."""
+    """Fake of `assign_weights` for which nothing fits on the device."""
 
     def __init__(self, real):
         self.real, self.asked = real, []
@@ -52,7 +54,7 @@ class Full:
 
 
 class NoDetector:
-    """Stands where these tests need no faces."""
+    """Detector for tests that need no faces."""
 
     def detect(self, frames):
         return [[] for _ in frames]
@@ -145,7 +147,7 @@ def written(path, content):
     ],
 )
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_files_that_are_no_weights(content, message, suffix, tmp_path):
+def test_files_that_are_not_weights(content, message, suffix, tmp_path):
     path = written(tmp_path / f"unet.{suffix}", content)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_small(path)
@@ -163,7 +165,101 @@ def test_truncated_files(form, keep, small_state, tmp_path):
         load_small(written(path, content[: int(keep * len(content))]))
 
 
-def test_missing_file_and_folder_in_its_place(tmp_path):
+def load_or_refuse(load):
+    """Whether it loads; any error but CheckpointError, with one line, is a failure of the test."""
+    try:
+        load()
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("form", ["bare.pt", "old.pt", "bare.safetensors"])
+def test_a_file_with_any_damage_loads_or_is_refused(form, tmp_path):
+    """Bytes changed at random, from fixed seeds, half of them in the last part, where a zip has its directory."""
+    path = tmp_path / form
+    FORMS[form]({"weight": torch.arange(64.0), "bias": torch.ones(3)}, path)
+    content = path.read_bytes()
+    refused = 0
+    for seed in range(120):
+        generator, damaged = random.Random(seed), bytearray(content)
+        start = len(content) // 2 if seed % 2 else 0
+        for _ in range(generator.randint(1, 8)):
+            damaged[generator.randrange(start, len(content))] = generator.randrange(256)
+        refused += not load_or_refuse(lambda: read_state_dict(written(path, bytes(damaged))))  # noqa: B023
+    assert refused > 20
+
+
+def test_names_that_are_not_text_are_refused(tmp_path):
+    torch.save({0: torch.ones(1)}, tmp_path / "unet.pt")
+    with pytest.raises(CheckpointError, match="expected a state dict"):
+        read_state_dict(tmp_path / "unet.pt")
+
+
+BROKEN_VAES = {
+    "no groups": {"norm_num_groups": 0},
+    "negative channels": {"latent_channels": -1},
+    "no width": {"block_out_channels": []},
+    "widths that are text": {"block_out_channels": "wide"},
+    "endless layers": {"layers_per_block": 1_000_000},
+    "endless levels": {"block_out_channels": [32] * 1_000_000},
+    "unknown activation": {"act_fn": "none of these"},
+    "scale that is text": {"scaling_factor": "x"},
+    "scale of nothing": {"scaling_factor": 0},
+    "shift that is a list": {"shift_factor": [0.0]},
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_VAES)
+def test_a_broken_vae_config_is_refused(case, folder):
+    path = folder / "vae/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **BROKEN_VAES[case]}))
+    with pytest.raises(CheckpointError, match=r"vae") as caught:
+        load_models(folder, detector=NoDetector())
+    assert "\n" not in str(caught.value)
+
+
+BROKEN_CONFIGS = {
+    "no heads": {"unet": {"attention_head_dim": 0}},
+    "no motion heads": {"unet": {"motion_module_kwargs": {"num_attention_heads": 0}}},
+    "heads that do not divide": {"unet": {"attention_head_dim": 7}},
+    "endless layers": {"unet": {"layers_per_block": 1_000_000}},
+    "endless motion blocks": {"unet": {"motion_module_kwargs": {"num_transformer_block": 1_000_000}}},
+    "endless positions": {"unet": {"motion_module_kwargs": {"temporal_position_encoding_max_len": 10**12}}},
+    "no levels": {"unet": {"block_out_channels": [], "down_block_types": [], "up_block_types": []}},
+    "no audio heads": {"audio_encoder": {"n_audio_head": 0}},
+    "endless audio layers": {"audio_encoder": {"n_audio_layer": 1_000_000}},
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_CONFIGS)
+def test_a_broken_model_config_is_refused(case, folder):
+    import yaml
+
+    (folder / "whisper/tiny.pt").unlink()  # a file without dims: those of the config count
+    save_file(tiny_audio_encoder().state_dict(), folder / "audio_encoder.safetensors")
+    path = folder / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    for section, changes in BROKEN_CONFIGS[case].items():
+        values[section].update(changes)
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(CheckpointError) as caught:
+        load_models(folder, detector=NoDetector())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("vae/config.json", "[" * 100_000), ("vae/config.json", "5"), ("config.yaml", "[" * 2_000)],
+)
+def test_a_config_that_cannot_be_read_is_refused(name, text, folder):
+    (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        load_models(folder, detector=NoDetector())
+
+
+def test_missing_file_and_folder_instead_of_a_file(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         load_small(tmp_path / "unet.pt")
     with pytest.raises(CheckpointError, match="is a folder"):
@@ -449,7 +545,7 @@ def test_ldm_names_agree_with_diffusers():
 
     original = ldm_vae_names(tiny_vae().state_dict())
     theirs = convert_ldm_vae_checkpoint(dict(original), dict(TINY.vae))
-    ours = names.vae(original)
+    ours = rename_vae(original)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name].view_as(ours[name])) for name in ours)
 
@@ -480,7 +576,7 @@ def hugging_face_whisper(path):
     return model
 
 
-def test_hugging_face_whisper_hears_the_same(folder):
+def test_hugging_face_whisper_gives_the_same_states(folder):
     """Against transformers: its last hidden state alone is after the final norm."""
     shutil.rmtree(folder / "whisper")
     peer = hugging_face_whisper(folder / "whisper")
@@ -537,8 +633,6 @@ def test_weights_of_the_right_precision_are_not_copied(small_state, tmp_path):
     save_file(small_state, tmp_path / "unet.safetensors")
     state = read_state_dict(tmp_path / "unet.safetensors")
     pointers = {name: tensor.data_ptr() for name, tensor in state.items()}
-    from latentsync_memsafe.latentsync.weights import assign_weights
-
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(SMALL.unet)
     assign_weights(unet, state, tmp_path, "the UNet")
@@ -546,7 +640,7 @@ def test_weights_of_the_right_precision_are_not_copied(small_state, tmp_path):
     assert not state
 
 
-def test_what_does_not_fit_on_the_device_is_loaded_into_main_memory(tiny_folder, monkeypatch, caplog):
+def test_networks_that_do_not_fit_on_the_device_are_loaded_into_cpu_memory(tiny_folder, monkeypatch, caplog):
     full = Full(loading.assign_weights)
     monkeypatch.setattr(loading, "assign_weights", full)
     monkeypatch.setattr(loading, "empty_cache", lambda device: full.asked.append(f"emptied {device}"))

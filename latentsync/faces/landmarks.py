@@ -1,4 +1,4 @@
-"""Before and after MediaPipe's face landmark network: an upright crop in, 468 points out."""
+"""Input and output of MediaPipe's face landmark network: an upright crop of a face, and its 468 points."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .proposals import SIDE, Proposal
+from .proposals import INPUT_SIZE, Proposal
 
-# Points of the 468 whose means stand for the brows and the nose, and pairs for the mouth's opening.
+# Indices among the 468 points: means of the first three are the brows and the nose.
 LEFT_BROW = (71, 63, 105, 66, 107)
 RIGHT_BROW = (336, 296, 334, 293, 301)
 NOSE = (168, 197, 5, 4, 75, 97, 2, 326, 305)
 LIPS = (13, 14)  # inner edge of the upper and lower lip
 EYE_CORNERS = (33, 263)  # outer corners
 
-# Side of the crop in longer sides of the face's box (MediaPipe: face_detection_front_detection_to_roi).
+# Width of the crop / longer edge of the face's box (MediaPipe: face_detection_front_detection_to_roi).
 MARGIN = 1.5
 
 
@@ -30,18 +30,18 @@ class Landmarks:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 of the smallest upright box around all points."""
+        """Smallest upright box around all points: x0, y0, x1, y1."""
         (x0, y0), (x1, y1) = self.points[:, :2].min(0), self.points[:, :2].max(0)
         return float(x0), float(y0), float(x1), float(y1)
 
     @property
     def anchors(self) -> np.ndarray:
-        """float32 [3, 2]: mean of the left brow, of the right brow, of the nose."""
+        """Means of the left brow, of the right brow and of the nose, float32 [3, 2]."""
         return np.stack([self.points[list(part), :2].mean(0) for part in (LEFT_BROW, RIGHT_BROW, NOSE)])
 
     @property
     def mouth_opening(self) -> float:
-        """Distance of the inner lips over the distance of the outer eye corners, in the image plane."""
+        """Distance of the inner lips / distance of the outer eye corners, in the image plane."""
         lips, eyes = (
             np.linalg.norm(np.subtract(*self.points[list(pair), :2])) for pair in (LIPS, EYE_CORNERS)
         )
@@ -56,14 +56,14 @@ class Crop:
 
     @classmethod
     def around(cls, proposal: Proposal) -> Crop:
-        """1.5 x the candidate's box, with the eyes level."""
+        """Return the crop of 1.5 x the candidate's box, with the eyes level."""
         corner, opposite = proposal.box[:2], proposal.box[2:]
         return cls._square((corner + opposite) / 2, (opposite - corner).max(), proposal.eyes)
 
     @classmethod
-    def around_mesh(cls, mesh: Landmarks) -> Crop:
-        """1.5 x the box of a face's points, measured along the line of its eyes."""
-        points = mesh.points[:, :2].astype(np.float64) + 0.5
+    def around_points(cls, face: Landmarks) -> Crop:
+        """Return the crop of 1.5 x the box of a face's points, measured along the line of its eyes."""
+        points = face.points[:, :2].astype(np.float64) + 0.5
         eyes = points[list(EYE_CORNERS)]
         level = _rotation(eyes)
         turned = points @ level
@@ -71,9 +71,9 @@ class Crop:
         return cls._square(level @ (corner + opposite) / 2, (opposite - corner).max(), eyes)
 
     @classmethod
-    def _square(cls, centre: np.ndarray, side: float, eyes: np.ndarray) -> Crop:
-        linear = _rotation(eyes) * (max(float(side) * MARGIN, 1.0) / SIDE)
-        return cls(np.column_stack([linear, centre - linear @ (SIDE / 2, SIDE / 2)]))
+    def _square(cls, centre: np.ndarray, size: float, eyes: np.ndarray) -> Crop:
+        linear = _rotation(eyes) * (max(float(size) * MARGIN, 1.0) / INPUT_SIZE)
+        return cls(np.column_stack([linear, centre - linear @ (INPUT_SIZE / 2, INPUT_SIZE / 2)]))
 
     @property
     def scale(self) -> float:
@@ -81,29 +81,33 @@ class Crop:
         return float(np.hypot(*self.matrix[:, 0]))
 
     def cut(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 [h, w, 3] to uint8 [192, 192, 3], black beyond the frame.
+        """Cut uint8 [192, 192, 3] out of a frame uint8 [h, w, 3]; black outside the frame.
 
-        Where a crop pixel covers several frame pixels, several are sampled and averaged: no aliasing.
+        If a crop pixel covers several frame pixels, several are sampled and averaged, against aliasing.
         """
         dense = min(max(int(self.scale), 1), 4)
         linear = self.matrix[:, :2] / dense
-        shift = self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5  # from corners to pixel centres, both sides
-        side = SIDE * dense
+        shift = (
+            self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5
+        )  # from pixel corners to centres, in frame and crop
+        size = INPUT_SIZE * dense
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         crop = cv2.warpAffine(
-            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (side, side), flags=flags
+            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (size, size), flags=flags
         )
-        return crop if dense == 1 else cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        return (
+            crop if dense == 1 else cv2.resize(crop, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA)
+        )
 
     def to_frame(self, points: np.ndarray) -> np.ndarray:
-        """float32 [..., 3] in the frame's pixels (centres at whole numbers) from the network's [..., 3]."""
+        """Map the network's points [..., 3] to frame pixels (centres at whole numbers), float32 [..., 3]."""
         points = points.astype(np.float64)
         plane = points[..., :2] @ self.matrix[:, :2].T + self.matrix[:, 2] - 0.5
         return np.concatenate([plane, points[..., 2:] * self.scale], -1).astype(np.float32)
 
 
 def _rotation(eyes: np.ndarray) -> np.ndarray:
-    """[2, 2] that turns a level line into the one from the left to the right eye, [2, 2]."""
+    """Return the rotation [2, 2] of a level line to the line from the left to the right eye, [2, 2]."""
     x, y = eyes[1] - eyes[0]
     length = float(np.hypot(x, y))
     if length == 0:

@@ -1,4 +1,4 @@
-"""Put a generated face back into its frame, touching nothing but the region under it."""
+"""Paste a generated face into its frame; only the region under it changes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from .align import FILL, Template, invert, shifted, warp
 
-# Pixels of the generated face for one of the frame, per axis, above which it is shrunk before pasting. At 3
-# an unchanged face comes back with the error of the published paste-back; a lower figure blurs.
+# Pixels of the generated face per frame pixel, per axis, above which it is shrunk before pasting. At 3 an
+# unchanged face returns with the error of the published paste-back; a lower value blurs.
 OVERSAMPLING = 3
 
 
@@ -24,30 +24,28 @@ def paste(
     template: Template,
     strength: float = 1.0,
 ) -> np.ndarray:
-    """A copy of `frame` with `face` blended in where `alpha` is above zero.
+    """Return a copy of `frame` with `face` blended in where `alpha` is above zero.
 
     frame: uint8 [h, w, 3] RGB. face: float [3, r, r] in -1..1, on any device. alpha: float [1, r, r] in 0..1
     on the same device, zero at its border. matrix: [2, 3] from frame to crop pixels. strength: 0..1, fades
-    the face in and out around stretches without one. Where the warped alpha is zero, pixels are returned
-    bit for bit.
+    the face in and out around frames without one. Pixels where the warped alpha is zero do not change.
     """
     result = frame.copy()
     x0, y0, x1, y1 = template.crop_box(matrix, *frame.shape[:2])
     if x0 >= x1 or y0 >= y1 or strength <= 0:
         return result
     crop_width, crop_height = template.crop_size
-    side = template.resolution
     layers = torch.cat([(face.float().clamp(-1, 1) + 1) * 127.5, alpha.float()])
-    # From region pixels straight to the face's square: one resampling instead of the published two. A face
-    # small in its frame is shrunk first with a low-pass filter, or bilinear sampling would shimmer.
-    frame_side = math.sqrt(abs(np.linalg.det(invert(matrix)[:, :2]))) * crop_width
-    side = max(8, min(template.resolution, round(OVERSAMPLING * frame_side)))
-    if side < template.resolution:
-        layers = F.interpolate(layers[None], size=(side, side), mode="bilinear", antialias=True)[0]
+    # From region pixels directly to the face's square: one resampling instead of the published two. A face
+    # that is small in its frame is first shrunk with a low-pass filter, against aliasing.
+    frame_width = math.sqrt(abs(np.linalg.det(invert(matrix)[:, :2]))) * crop_width
+    size = max(8, min(template.resolution, round(OVERSAMPLING * frame_width)))
+    if size < template.resolution:
+        layers = F.interpolate(layers[None], size=(size, size), mode="bilinear", antialias=True)[0]
     to_crop = shifted(matrix, x0, y0)
     # Pixel centres map to pixel centres, as when the crop was resized to the square.
-    squeeze = np.array([[side / crop_width, 0.0], [0.0, side / crop_height]])
-    to_square = np.column_stack([squeeze @ to_crop[:, :2], squeeze @ (to_crop[:, 2] + 0.5) - 0.5])
+    scale = np.diag([size / crop_width, size / crop_height])
+    to_square = np.column_stack([scale @ to_crop[:, :2], scale @ (to_crop[:, 2] + 0.5) - 0.5])
     warped = warp(layers, to_square, y1 - y0, x1 - x0)
     region = torch.from_numpy(np.ascontiguousarray(frame[y0:y1, x0:x1])).to(face.device)
     background = region.permute(2, 0, 1).float()
@@ -59,7 +57,7 @@ def paste(
 
 
 def restore(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray, template: Template) -> np.ndarray:
-    """The published paste-back of a whole aligned crop, for parity.
+    """Paste a whole aligned crop back with the published arithmetic, for `parity`.
 
     frame: uint8 [h, w, 3] RGB; face: float [3, r, r] in -1..1. The whole crop is warped back; its mask is
     eroded twice and blurred with radii taken from its area. Returns uint8 [h, w, 3].
@@ -91,7 +89,7 @@ def restore(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray, template:
 
 
 def _soft_edge(mask: np.ndarray) -> np.ndarray:
-    """Erode by, then blur over, a width of one twentieth of the mask's side; float32 [h, w] in 0..1."""
+    """Erode, then blur, by one twentieth of the square root of the mask's area; float32 [h, w] in 0..1."""
     edge = int(math.sqrt(float(mask.sum(dtype=np.float64)))) // 20
     if edge < 1:
         return mask
