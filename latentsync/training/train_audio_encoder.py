@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..audio import log_mel
-from ..audio.features import PIECE
+from ..audio.features import CHUNK_COLUMNS
 from ..audio.windows import ROWS_AFTER, ROWS_BEFORE
 from ..models.whisper import AudioEncoder
 from .clips import FPS
@@ -24,7 +24,7 @@ from .speech import SpokenClip
 
 _SAMPLES_PER_FRAME = 16_000 // int(FPS)
 _WINDOW = ROWS_BEFORE + 1 + ROWS_AFTER
-_PIECE_FRAMES = PIECE * int(FPS) // 100
+_PIECE_FRAMES = CHUNK_COLUMNS * int(FPS) // 100
 
 
 class MouthReadout(nn.Module):
@@ -88,7 +88,7 @@ def _piece(
         sounds.append(_coloured(sound, rng))
         mouths.append(mouth)
     frames = min(sum(map(len, mouths)), _PIECE_FRAMES)
-    mel = torch.zeros(80, PIECE)  # inference pads its last piece with zeros, too
+    mel = torch.zeros(80, CHUNK_COLUMNS)  # inference pads its last piece with zeros, too
     heard = log_mel(np.concatenate(sounds)[: frames * _SAMPLES_PER_FRAME])
     mel[:, : heard.shape[1]] = heard
     states = torch.zeros(_PIECE_FRAMES, 2)

@@ -174,7 +174,7 @@ def test_damaged_packets_become_silence_with_one_warning(tmp_path, caplog):
         heard = read(source)
         read(source)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "damaged sound" in caplog.text
+    assert "damaged audio" in caplog.text
     assert source.duration == duration
     start, stop = 38 * 1024 // 3, 45 * 1024 // 3
     np.testing.assert_allclose(heard[:start], sound[:start], atol=1e-6)
@@ -200,8 +200,8 @@ def message(audio: object) -> str:
 
 
 def test_files_that_are_no_sound(tmp_path):
-    assert "There is no file" in message(tmp_path / "missing.wav")
-    assert "is a folder; expected a sound or video file" in message(tmp_path)
+    assert "No audio at" in message(tmp_path / "missing.wav")
+    assert "is a folder; expected an audio or video file" in message(tmp_path)
     (tmp_path / "empty.wav").touch()
     assert "is empty (0 bytes)" in message(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("not a sound" * 100)
@@ -212,7 +212,7 @@ def test_files_that_are_no_sound(tmp_path):
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(video.encode(None))
-    assert message(silent).endswith("has no sound; give --audio a file with sound.")
+    assert message(silent).endswith("has no audio; give a file with audio.")
     header = write(tmp_path / "a.wav", "pcm_s16le", sweep(16000)[None], 16000).read_bytes()[:78]
     (tmp_path / "header.wav").write_bytes(header)
     assert "without samples" in message(tmp_path / "header.wav")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync.audio import FeatureStream
-from latentsync_memsafe.latentsync.audio.features import Piece
+from latentsync_memsafe.latentsync.audio.features import Chunk
 from latentsync_memsafe.latentsync.config import ModelConfig, SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
@@ -121,11 +121,10 @@ def test_the_sound_is_heard_on_the_gpu() -> None:
     class Quiet(FeatureStream):
         """Without the spectrogram, which is the CPU's."""
 
-        def _measure(self) -> tuple[int, float]:
-            return 3000, 0.0
+        rows = 1500
 
-        def _mel_pieces(self) -> Iterator[tuple[torch.Tensor, Piece]]:
-            yield torch.empty(80, 3000), Piece(0, 0, 1500)
+        def _mel_chunks(self) -> Iterator[tuple[torch.Tensor, Chunk]]:
+            yield torch.empty(80, 3000), Chunk(0, 0, 1500)
 
     with fake_gpu():
         encoder = loaded(networks("tiny"), torch.float16).audio_encoder

@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio import decode as audio_decode
+from latentsync_memsafe.latentsync import media_file
 from latentsync_memsafe.latentsync.audio import open_audio
 from latentsync_memsafe.latentsync.video import audio_track
-from latentsync_memsafe.latentsync.video.decode import decoded
+from latentsync_memsafe.latentsync.video.decode import decode_frames
 from latentsync_memsafe.memsafe import is_oom
 
 from support import media
@@ -51,7 +51,7 @@ class Failing:
 def test_pictures(where: str, shown: list[int | None]) -> None:
     def frames(error: Exception) -> list[object]:
         failing = Failing(where, error)
-        return list(decoded(failing, failing, lambda reason: None))
+        return list(decode_frames(failing, failing, lambda reason: None))
 
     assert frames(DAMAGE) == shown
     for error in SHORTAGES:
@@ -92,7 +92,7 @@ def test_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(source.blocks()))
     errors = [DAMAGE]
     real = av.open
-    monkeypatch.setattr(audio_decode.av, "open", lambda *args, **how: Opened(real(*args, **how), errors[0]))
+    monkeypatch.setattr(media_file.av, "open", lambda *args, **how: Opened(real(*args, **how), errors[0]))
     assert len(np.concatenate(list(source.blocks()))) == len(whole)  # with silence in it
     for errors[0] in SHORTAGES:
         with pytest.raises(MemoryError):
@@ -104,4 +104,4 @@ def test_sound_that_is_copied_or_coded_anew(where: str) -> None:
     for error in SHORTAGES:
         failing = Failing(where, error)
         with pytest.raises(MemoryError):
-            list(audio_track._frames(failing, failing))
+            list(audio_track._decode(failing, failing))

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync.errors import OutputError
-from latentsync_memsafe.latentsync.video import ArraySource, open_video, remux
-from latentsync_memsafe.latentsync.video import formats as presets
+from latentsync_memsafe.latentsync.video import ArraySource, formats, open_video, remux
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
-from latentsync_memsafe.latentsync.video.encoder import Encoder, works, x264
-from latentsync_memsafe.latentsync.video.formats import Preset
+from latentsync_memsafe.latentsync.video.formats import Preset, VideoEncoding, can_encode, x264
 
 from support.media import decoded_sound, make_clip, number_of, numbered_frame, tone
 
@@ -41,7 +39,7 @@ def test_every_kind_holds_frames_sound_and_workflow(tmp_path: Path, preset: Pres
         assert container.streams.video[0].codec_context.name == preset.codec
         tags = {key.lower(): text for key, text in container.metadata.items()}
     assert METADATA.items() <= tags.items()
-    exact = np.rint(clip().read_sound()[0] * 2**23) / 2**23  # type: ignore[index]
+    exact = np.rint(clip().read_audio()[0] * 2**23) / 2**23  # type: ignore[index]
     np.testing.assert_array_equal(decoded_sound(path), exact)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -73,19 +71,40 @@ def test_without_nvenc_x264_codes_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
-    monkeypatch.setattr(presets, "works", lambda encoder, *size: asked.append((encoder.codec, size)))
-    assert Preset.MP4_NVENC.encoder(20, 63, 48) == x264(20)
+    monkeypatch.setattr(
+        formats, "can_encode", lambda encoding, *size: asked.append((encoding.codec, size)) or False
+    )
+    assert Preset.MP4_NVENC.available(63, 48).encoding(20) == x264(20)
     assert asked == [("h264_nvenc", (64, 48))]
     assert "NVENC does not work" in caplog.text
-    monkeypatch.setattr(presets, "works", lambda *_: True)
-    assert Preset.MP4_NVENC.encoder(20, 63, 48).codec == "h264_nvenc"
+    monkeypatch.setattr(formats, "can_encode", lambda *_: True)
+    assert Preset.MP4_NVENC.available(63, 48).encoding(20).codec == "h264_nvenc"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_nvenc_encodes_what_is_h264_already_or_says_that_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
+) -> None:
+    """x264 at another quality stands for the GPU's encoder."""
+    source = make_clip(tmp_path / "in.mp4", 20)
+    monkeypatch.setattr(formats, "can_encode", lambda *_: works)
+    monkeypatch.setattr(formats, "nvenc", lambda crf=16: x264(40))
+    write_clip(open_clip(source), tmp_path / "out.mp4", Preset.MP4_NVENC)
+    copied = [d for _, d in packets(source, "video")] == [
+        d for _, d in packets(tmp_path / "out.mp4", "video")
+    ]
+    assert copied != works
+    assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(20))
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    expected = f"NVENC does not work here for 64x48; the video is saved as {Preset.MP4.value} instead."
+    assert warnings == ([] if works else [expected])
 
 
 def test_an_encoder_works_only_if_it_codes_a_picture(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert works(x264(), 64, 48)
-    assert not works(Encoder("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
-    assert not works(Encoder("no_such_encoder", "yuv420p", {}), 64, 48)
+    assert can_encode(x264(), 64, 48)
+    assert not can_encode(VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
+    assert not can_encode(VideoEncoding("no_such_encoder", "yuv420p", {}), 64, 48)
     assert caplog.text.count("cannot be used here") == 2
 
 
@@ -135,11 +154,11 @@ def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict)
 
 def test_another_sound_or_part_is_never_copied_from_the_file(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", 20, audio=tone(0.8))
-    assert open_clip(source).with_sound(None).file is None
-    assert open_clip(source).selected(skip=1).file is None
+    assert open_clip(source).with_audio(None).file is None
+    assert open_clip(source).select(skip=1).file is None
     assert open_clip(source, Fraction(50)).file is None
-    write_clip(open_clip(source).with_sound(None), tmp_path / "mute.mp4")
-    assert open_clip(tmp_path / "mute.mp4").sound is None
+    write_clip(open_clip(source).with_audio(None), tmp_path / "mute.mp4")
+    assert open_clip(tmp_path / "mute.mp4").audio is None
 
 
 def test_sound_ends_with_the_frames(tmp_path: Path) -> None:

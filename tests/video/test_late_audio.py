@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio.clip import SoundClip
+from latentsync_memsafe.latentsync.audio.clip import AudioClip
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
 from latentsync_memsafe.latentsync.video.formats import Preset
 
@@ -36,7 +36,7 @@ def heard(path: Path) -> np.ndarray:
 
 
 def read(clip: Clip) -> np.ndarray:
-    samples, rate = clip.read_sound() or (np.empty((2, 0)), RATE)
+    samples, rate = clip.read_audio() or (np.empty((2, 0)), RATE)
     assert (rate == RATE and samples.dtype == np.float32) or not samples.size
     return samples
 
@@ -67,11 +67,11 @@ def test_sound_is_read_from_the_first_frame_on(tmp_path: Path, kind: str, codec:
     for skip, cap, every in [(1, None, 1), (0, 5, 1), (3, 4, 2), (7, 11, 1)]:
         begin = round(Fraction(skip, 25) * RATE)
         end = None if cap is None else round(Fraction(skip + cap * every, 25) * RATE)
-        part = clip.selected(skip, cap, every)
+        part = clip.select(skip, cap, every)
         np.testing.assert_allclose(read(part), expected[:, begin:end], atol=1e-7)
-    forced = open_clip(path, Fraction(50)).selected(skip=3)
+    forced = open_clip(path, Fraction(50)).select(skip=3)
     np.testing.assert_allclose(read(forced), expected[:, round(3 / 50 * RATE) :], atol=1e-7)
-    parts = clip.selected(2).selected(1, 3)  # of a part
+    parts = clip.select(2).select(1, 3)  # of a part
     np.testing.assert_allclose(
         read(parts), expected[:, round(3 / 25 * RATE) : round(6 / 25 * RATE)], atol=1e-7
     )
@@ -86,7 +86,7 @@ def test_a_file_copied_as_it_is_and_one_coded_anew_agree(
     expected = read(open_clip(source))
     written = {
         "copied": open_clip(source),
-        "coded": open_clip(source).selected(cap=30),
+        "coded": open_clip(source).select(cap=30),
         "forced": open_clip(source, Fraction(50)),
     }
     for name, clip in written.items():
@@ -104,11 +104,11 @@ def test_only_what_is_out_of_step_is_coded_anew(tmp_path: Path) -> None:
     together = make_clip(tmp_path / "plain.mp4", 30, audio=tone(1.2, RATE, 2))
     for late in (0, 0.0009, 61):
         path = shifted(together, tmp_path / f"{late}.mp4", "video", late)
-        assert open_clip(path).sound == SoundClip(path)
+        assert open_clip(path).audio == AudioClip(path)
     for preset in (Preset.MP4, Preset.PRORES):
         path = tmp_path / f"ours{preset.suffix}"
         write_clip(open_clip(together, Fraction(50)), path, preset)
-        assert open_clip(path).sound == SoundClip(path)
+        assert open_clip(path).audio == AudioClip(path)
 
 
 def test_what_comes_before_the_first_sample_of_aac_in_matroska_is_cut(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_what_comes_before_the_first_sample_of_aac_in_matroska_is_cut(tmp_path: 
 
 def test_a_sound_that_ends_before_the_first_frame_is_none(tmp_path: Path) -> None:
     path = made(tmp_path, "mov", "pcm_s16le", -2.0)
-    assert open_clip(path).read_sound() is None
+    assert open_clip(path).read_audio() is None

@@ -370,8 +370,8 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     assert clip.rindex(b"moov") > clip.index(b"mdat")
     refused("missing.mp4", None, "No video at")
     refused("empty.mp4", b"", "empty")
-    refused("cut.mp4", clip[: clip.rindex(b"moov") - 100], "not a readable video")
-    refused("text.mp4", b"hello world\n" * 50, "not a readable video")
+    refused("cut.mp4", clip[: clip.rindex(b"moov") - 100], "not a readable media file")
+    refused("text.mp4", b"hello world\n" * 50, "not a readable media file")
     refused("notes.txt", b"hello world\n" * 50, "text file")
     refused("a.webp", b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(40), "WebP")
     (tmp_path / "folder.mp4").mkdir()
@@ -380,7 +380,7 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     refused("sound.m4a", None, "only sound")
     start = clip.index(b"mdat") + 4
     hollow = clip[:start] + bytes(clip.rindex(b"moov") - 4 - start) + clip[clip.rindex(b"moov") - 4 :]
-    refused("hollow.mp4", hollow, "No frame of|not a readable video")
+    refused("hollow.mp4", hollow, "No frame of|not a readable media file")
     if hasattr(os, "geteuid") and os.geteuid() != 0:
         (tmp_path / "good.mp4").chmod(0)
         refused("good.mp4", None, "permission")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio.clip import SoundClip, sound_of
+from latentsync_memsafe.latentsync.audio.clip import AudioClip
 from latentsync_memsafe.latentsync.audio.decode import FileAudio
 from latentsync_memsafe.latentsync.errors import VideoError
 from latentsync_memsafe.latentsync.video import ArraySource
@@ -66,7 +66,7 @@ def test_nothing_is_decoded_before_or_after_what_is_asked_for() -> None:
 
 def test_a_rate_is_forced_before_frames_are_skipped(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", 30, fps=25)
-    part = open_clip(path, Fraction(50)).selected(skip=3, cap=6, every=3)
+    part = open_clip(path, Fraction(50)).select(skip=3, cap=6, every=3)
     shown_at = [Fraction(3 + 3 * i, 50) for i in range(6)]
     assert numbers(part.frames.frames()) == [int(time * 25) for time in shown_at]
     assert part.frames.fps == Fraction(50, 3)
@@ -89,7 +89,7 @@ def test_sound_of_a_selection_is_that_stretch_to_the_sample(
     whole = decoded_sound(path)
     clip = open_clip(path)
     for skip, cap, every in [(0, None, 3), (7, None, 1), (7, 11, 2), (1, 1, 1)]:
-        samples, got_rate = clip.selected(skip, cap, every).read_sound() or (np.empty((0, 0)), 0)
+        samples, got_rate = clip.select(skip, cap, every).read_audio() or (np.empty((0, 0)), 0)
         begin = round(Fraction(skip, 25) * rate)
         end = None if cap is None else round(Fraction(skip + cap * every, 25) * rate)
         assert got_rate == rate
@@ -100,8 +100,8 @@ def test_sound_of_a_selection_is_that_stretch_to_the_sample(
 def test_sound_in_memory_is_cut_like_that_of_a_file(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mov", 40, audio=tone(1.6), audio_codec="pcm_s16le")
     from_file = open_clip(path)
-    from_memory = Clip(from_file.frames, from_file.read_sound())
-    one, other = (clip.selected(5, 4, 2).selected(1, 2).read_sound() for clip in (from_file, from_memory))
+    from_memory = Clip(from_file.frames, from_file.read_audio())
+    one, other = (clip.select(5, 4, 2).select(1, 2).read_audio() for clip in (from_file, from_memory))
     assert one is not None and other is not None
     np.testing.assert_array_equal(one[0], other[0])
     assert one[0].shape[1] == round(2 * 2 / 25 * 44100)
@@ -109,8 +109,8 @@ def test_sound_in_memory_is_cut_like_that_of_a_file(tmp_path: Path) -> None:
 
 def test_where_the_sound_ends_before_the_part_there_is_none(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mov", 40, audio=tone(0.2), audio_codec="pcm_s16le")
-    assert open_clip(path).selected(skip=20).read_sound() is None
-    assert open_clip(make_clip(tmp_path / "mute.mp4", 3)).read_sound() is None
+    assert open_clip(path).select(skip=20).read_audio() is None
+    assert open_clip(make_clip(tmp_path / "mute.mp4", 3)).read_audio() is None
 
 
 def test_sound_that_changes_midway_takes_the_rate_and_channels_of_its_beginning(
@@ -120,13 +120,13 @@ def test_sound_that_changes_midway_takes_the_rate_and_channels_of_its_beginning(
     path = make_sound(tmp_path / "sound.wav", tone(0.1), "pcm_s16le")
     stereo, mono = tone(0.5, 48000, 2), tone(0.5, 24000)
     monkeypatch.setattr(FileAudio, "pcm", lambda self: iter([(stereo, 48000), (mono, 24000)]))
-    samples, rate = SoundClip(path).read()
+    samples, rate = AudioClip(path).read()
     assert (rate, samples.shape) == (48000, (2, 48000))
     np.testing.assert_array_equal(samples[:, :24000], stereo)
     np.testing.assert_array_equal(samples[0, 24000:], samples[1, 24000:])
     inner = slice(500, -500)
     np.testing.assert_allclose(samples[0, 24000:][inner], stereo[0][inner], atol=2e-3)
-    part, _ = SoundClip(path, Fraction(1, 4), Fraction(1, 2)).read()
+    part, _ = AudioClip(path, Fraction(1, 4), Fraction(1, 2)).read()
     np.testing.assert_array_equal(part, samples[:, 12000:36000])
 
 
@@ -134,8 +134,7 @@ def test_sound_that_cannot_be_decoded_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_clip(tmp_path / "clip.mp4", 3, audio=tone(0.1))
-    assert sound_of(path) == SoundClip(path)
+    assert open_clip(path).audio == AudioClip(path)
     monkeypatch.setattr(FileAudio, "pcm", lambda self: iter([]))  # a stream that holds no samples
-    assert sound_of(path) is None
-    assert "used without its sound" in caplog.text
-    assert open_clip(path).sound is None
+    assert open_clip(path).audio is None
+    assert "used without its audio" in caplog.text

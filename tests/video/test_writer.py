@@ -224,7 +224,7 @@ def test_a_link_is_followed_and_only_ordinary_files_are_replaced(tmp_path: Path)
     (tmp_path / "to_fifo.mp4").symlink_to(tmp_path / "fifo.mp4")
     before = partial_files(tmp_path)
     for name in ("circle.mp4", "fifo.mp4", "to_fifo.mp4"):
-        with pytest.raises(OutputError, match="no ordinary file"):
+        with pytest.raises(OutputError, match="not an ordinary file"):
             write(tmp_path / name)
     assert (
         partial_files(tmp_path)
@@ -438,7 +438,7 @@ def test_sound_is_read_no_further_than_the_picture(tmp_path: Path, monkeypatch: 
     ("make", "words"),
     [
         (lambda folder: folder / "missing.wav", "not a readable"),
-        (lambda folder: media.make_clip(folder / "silent.mp4", 3), "no sound"),
+        (lambda folder: media.make_clip(folder / "silent.mp4", 3), "no audio"),
         (lambda folder: (np.zeros((2, 2, 5), np.float32), 44100), "shape"),
         (lambda folder: (np.zeros(0, np.float32), 44100), "empty"),
         (lambda folder: (np.zeros((9, 100), np.float32), 44100), "9 channels"),
