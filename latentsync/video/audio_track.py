@@ -20,7 +20,7 @@ from av.container import InputContainer, OutputContainer
 from ..audio.decode import FileAudio, FrameSamples
 from ..audio.source import AudioInput, open_audio
 from ..errors import AudioError
-from ..media_file import error_text, open_media
+from ..media_file import check_file, error_text, open_media
 from ..shortage import raise_shortage
 from .audio_encode import VideoEnd, add_encoded, source_frames
 from .formats import AAC, AudioEncoding, can_hold_audio, lossless_audio
@@ -183,6 +183,7 @@ def _decode(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Audio
 
 
 def _open(path: Path) -> tuple[InputContainer, av.AudioStream]:
+    check_file(path, "audio", AudioError)
     source = open_media(path, AudioError)
     if not source.streams.audio or source.streams.audio[0].codec_context is None:
         source.close()

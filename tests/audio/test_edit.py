@@ -1,4 +1,4 @@
-"""Changing sound, against what must come out."""
+"""Trimming, delaying, fitting, amplifying and resampling samples."""
 
 import numpy as np
 import pytest

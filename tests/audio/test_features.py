@@ -146,7 +146,7 @@ def test_mel_of_short_audio_equals_the_whole_clip(count):
     )
 
 
-def test_mel_shorter_than_its_mirror():
+def test_mel_of_audio_shorter_than_its_mirror():
     # torch.stft refuses these; the mirror goes back and forth, so a constant stays constant.
     assert log_mel(np.full(160, 0.5, np.float32)).shape == (80, 1)
     torch.testing.assert_close(
@@ -193,7 +193,7 @@ def test_a_clip_shorter_than_a_window_and_times_far_outside():
     assert frame_windows(features, 1).shape == (0, 10, 1)  # 0.06 s are nearer to no frame than to one
 
 
-def test_ntsc_frames_hear_the_row_at_their_own_time():
+def test_ntsc_frames_use_the_row_at_their_own_time():
     rows = list(frame_rows(50 * 3600, NTSC))
     assert len(rows) == round(3600 * NTSC) == 107892
     assert rows == [i * 50 * 1001 // 30000 for i in range(len(rows))]
@@ -221,20 +221,20 @@ def test_frame_rate_is_checked():
 
 
 @given(columns=st.integers(2, 40000), parity=st.booleans())
-def test_pieces_keep_every_row_once_with_context(columns, parity):
+def test_chunks_keep_every_row_once_with_context(columns, parity):
     cut = split_chunks(columns, parity=parity)
     rows = columns // 2
     assert cut[0].first == 0
     assert cut[-1].stop == rows
     for before, after in pairwise(cut):
         assert before.stop == after.first
-    for piece in cut:
-        assert piece.start % 2 == 0
-        left, right = piece.first - piece.start // 2, (piece.start + CHUNK_COLUMNS) // 2 - piece.stop
-        assert left >= 0 and right >= 0 and piece.stop > piece.first
+    for chunk in cut:
+        assert chunk.start % 2 == 0
+        left, right = chunk.first - chunk.start // 2, (chunk.start + CHUNK_COLUMNS) // 2 - chunk.stop
+        assert left >= 0 and right >= 0 and chunk.stop > chunk.first
         if not parity:  # 3 s around what is kept, but for the ends of the clip
-            assert left >= 150 or piece.first == 0
-            assert right >= 150 or piece.stop == rows
+            assert left >= 150 or chunk.first == 0
+            assert right >= 150 or chunk.stop == rows
     if columns <= CHUNK_COLUMNS:
         assert len(cut) == 1
 
@@ -261,8 +261,8 @@ def test_both_modes_agree_up_to_thirty_seconds():
     assert torch.equal(torch.cat(list(stream.features())), encode_audio(encoder(), audio, parity=True))
 
 
-def test_overlapping_pieces_equal_one_pass_of_a_local_encoder():
-    """What looks no further than the overlap cannot tell pieces from the whole; published pieces it can."""
+def test_overlapping_chunks_equal_one_pass_of_a_local_encoder():
+    """For an encoder that looks no further than the overlap, chunks equal the whole; published chunks do not."""
     audio = synth(95.5, 6)
     mel = log_mel(audio)
     whole = local_encoder(mel[None])[0]
@@ -275,19 +275,19 @@ def test_overlapping_pieces_equal_one_pass_of_a_local_encoder():
 def test_seams_are_nearer_to_an_encoding_centred_on_them():
     audio = synth(70, 6)
     mel = log_mel(audio)
-    # Positions say where a row is in its piece; without them, states differ by what the encoder could hear.
-    deaf = rule_filled(AudioEncoder.from_dims(CASES["dims"])).eval()
-    deaf.encoder.positional_embedding.zero_()
+    # Without positional embedding, states differ only by the context that the encoder was given.
+    unpositioned = rule_filled(AudioEncoder.from_dims(CASES["dims"])).eval()
+    unpositioned.encoder.positional_embedding.zero_()
 
     def distance(parity: bool) -> float:
-        features = encode_audio(deaf, audio, parity=parity)
+        features = encode_audio(unpositioned, audio, parity=parity)
         worst = 0.0
-        for piece in split_chunks(mel.shape[1], parity=parity)[1:]:
-            start = 2 * piece.first - CHUNK_COLUMNS // 2
+        for chunk in split_chunks(mel.shape[1], parity=parity)[1:]:
+            start = 2 * chunk.first - CHUNK_COLUMNS // 2
             with torch.no_grad():
-                centred = deaf(mel[None, :, start : start + CHUNK_COLUMNS])[0]
-            ours = features[piece.first - 2 : piece.first + 2]
-            theirs = centred[piece.first - start // 2 - 2 : piece.first - start // 2 + 2]
+                centred = unpositioned(mel[None, :, start : start + CHUNK_COLUMNS])[0]
+            ours = features[chunk.first - 2 : chunk.first + 2]
+            theirs = centred[chunk.first - start // 2 - 2 : chunk.first - start // 2 + 2]
             worst = max(worst, float((ours - theirs[: len(ours)]).abs().max()))
         return worst
 
@@ -333,12 +333,12 @@ def test_padding_appends_silence():
 
 
 @pytest.mark.parametrize("count", [1, 159, 160, 319])
-def test_a_sound_shorter_than_a_row_is_refused(count):
+def test_audio_shorter_than_a_row_is_refused(count):
     with pytest.raises(AudioError, match=r"The audio lasts 0\.\d+ s; expected at least 0\.02 s"):
         encode_audio(encoder(), np.ones(count, np.float32))
 
 
-def test_the_shortest_sound_has_one_row():
+def test_the_shortest_audio_has_one_row():
     assert encode_audio(encoder(), synth(1, 1)[:320]).shape == (1, 5, 64)
 
 

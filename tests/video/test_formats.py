@@ -1,4 +1,4 @@
-"""Files of every kind that a clip can be saved as."""
+"""Saving a clip in every format."""
 
 import logging
 from fractions import Fraction
@@ -15,12 +15,12 @@ from latentsync_memsafe.latentsync.video.formats import Preset, VideoEncoding, c
 
 from support.media import decoded_sound, make_clip, number_of, numbered_frame, tone
 
-PICTURES = np.stack([numbered_frame(i, (62, 46)) for i in range(9)])
+FRAMES = np.stack([numbered_frame(i, (62, 46)) for i in range(9)])
 METADATA = {"prompt": '{"1": {}}', "workflow": '{"nodes": ["é"]}'}
 
 
 def clip(fps: Fraction = Fraction(30000, 1001)) -> Clip:
-    return Clip(ArraySource(PICTURES, fps), (tone(0.3, 44100, 2), 44100))
+    return Clip(ArraySource(FRAMES, fps), (tone(0.3, 44100, 2), 44100))
 
 
 def packets(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
@@ -29,7 +29,7 @@ def packets(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
 
 
 @pytest.mark.parametrize("preset", list(Preset))
-def test_every_kind_holds_frames_sound_and_workflow(tmp_path: Path, preset: Preset) -> None:
+def test_every_format_holds_frames_audio_and_workflow(tmp_path: Path, preset: Preset) -> None:
     path, done = tmp_path / f"out{preset.suffix}", []
     write_clip(clip(), path, preset, metadata=METADATA, tick=done.append)
     written = open_video(path)
@@ -44,7 +44,7 @@ def test_every_kind_holds_frames_sound_and_workflow(tmp_path: Path, preset: Pres
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_quality_is_what_was_asked_for(tmp_path: Path) -> None:
+def test_crf_sets_the_quality(tmp_path: Path) -> None:
     sizes = []
     for crf in (4, 40):
         write_clip(clip(), tmp_path / "out.mp4", crf=crf)
@@ -52,7 +52,7 @@ def test_quality_is_what_was_asked_for(tmp_path: Path) -> None:
     assert sizes[0] > 2 * sizes[1]
 
 
-def test_prores_keeps_colours_and_where_they_lie(tmp_path: Path) -> None:
+def test_prores_keeps_colours_and_chroma_position(tmp_path: Path) -> None:
     """Bars of one colour a row: chroma half a pixel off would mix neighbours."""
     picture = np.empty((48, 64, 3), np.uint8)
     picture[::4], picture[1::4], picture[2::4], picture[3::4] = (
@@ -67,7 +67,7 @@ def test_prores_keeps_colours_and_where_they_lie(tmp_path: Path) -> None:
     assert np.abs(error).mean() < 2 and np.abs(error).max() < 16
 
 
-def test_without_nvenc_x264_codes_and_the_log_says_so(
+def test_without_nvenc_x264_encodes_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
@@ -82,7 +82,7 @@ def test_without_nvenc_x264_codes_and_the_log_says_so(
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_nvenc_encodes_what_is_h264_already_or_says_that_it_cannot(
+def test_nvenc_encodes_h264_files_again_or_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
 ) -> None:
     """x264 at another quality stands for the GPU's encoder."""
@@ -100,7 +100,7 @@ def test_nvenc_encodes_what_is_h264_already_or_says_that_it_cannot(
     assert warnings == ([] if works else [expected])
 
 
-def test_an_encoder_works_only_if_it_codes_a_picture(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_works_only_if_it_encodes_a_frame(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert can_encode(x264(), 64, 48)
     assert not can_encode(VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
@@ -143,7 +143,7 @@ def test_h264_in_a_file_is_copied_packet_by_packet(
         {"codec": "libx264", "audio": tone(0.4), "audio_codec": "pcm_s16le"},
     ],
 )
-def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict) -> None:
+def test_codecs_that_browsers_lack_are_encoded_again(tmp_path: Path, made: dict) -> None:
     source = make_clip(tmp_path / "in.mkv", 10, **made)
     write_clip(open_clip(source), tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -152,7 +152,7 @@ def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict)
     assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(10))
 
 
-def test_another_sound_or_part_is_never_copied_from_the_file(tmp_path: Path) -> None:
+def test_other_audio_or_a_part_is_never_remuxed(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", 20, audio=tone(0.8))
     assert open_clip(source).with_audio(None).file is None
     assert open_clip(source).select(skip=1).file is None
@@ -161,8 +161,8 @@ def test_another_sound_or_part_is_never_copied_from_the_file(tmp_path: Path) -> 
     assert open_clip(tmp_path / "mute.mp4").audio is None
 
 
-def test_sound_ends_with_the_frames(tmp_path: Path) -> None:
-    write_clip(Clip(ArraySource(PICTURES), (tone(5), 44100)), tmp_path / "out.mp4")
+def test_audio_ends_with_the_frames(tmp_path: Path) -> None:
+    write_clip(Clip(ArraySource(FRAMES), (tone(5), 44100)), tmp_path / "out.mp4")
     assert decoded_sound(tmp_path / "out.mp4").shape[1] < (9 / 25 + 0.2) * 44100
 
 

@@ -1,4 +1,4 @@
-"""Sound that begins after the first frame, or before it, stays where it was against the pictures."""
+"""Audio that begins after or before the first frame keeps its offset to the frames."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -19,18 +19,18 @@ KINDS = [("mov", "pcm_s16le"), ("mp4", "aac"), ("mkv", "flac"), ("mkv", "aac"), 
 
 
 def made(folder: Path, kind: str, codec: str, late: float) -> Path:
-    """Thirty frames with sound that is so late, or early if negative."""
+    """Make thirty frames with audio that is late by so many seconds, early if negative."""
     plain = make_clip(folder / f"plain.{kind}", 30, audio=tone(1.2, RATE, 2), audio_codec=codec)
     return shifted(plain, folder / f"shifted.{kind}", "audio" if late > 0 else "video", abs(late))
 
 
-def heard(path: Path) -> np.ndarray:
-    """All the sound, from the first frame on, by FFmpeg's clock: the twin of what a clip reads."""
+def reference_audio(path: Path) -> np.ndarray:
+    """Return all audio from the first frame on, by FFmpeg's clock: the reference for what a clip reads."""
     with av.open(str(path)) as container:
         picture = next(container.decode(video=0))
     with av.open(str(path)) as container:
-        sound = next(container.decode(audio=0))
-    begin = round((sound.pts * sound.time_base - picture.pts * picture.time_base) * RATE)
+        audio = next(container.decode(audio=0))
+    begin = round((audio.pts * audio.time_base - picture.pts * picture.time_base) * RATE)
     samples = decoded_sound(path)
     return np.pad(samples, ((0, 0), (begin, 0))) if begin > 0 else samples[:, -begin:]
 
@@ -42,12 +42,12 @@ def read(clip: Clip) -> np.ndarray:
 
 
 def loud(samples: np.ndarray) -> float:
-    """Seconds to the first sample that is clearly heard."""
+    """Return the seconds to the first loud sample."""
     return float(np.argmax(np.abs(samples[0]) > 0.02) / RATE)
 
 
 def agree(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two sounds are the same within 2 ms, for Matroska counts milliseconds, and within 24 bits.
+    """Return True if two signals are equal within 2 ms, because Matroska counts milliseconds, and within 24 bits.
 
     Compared from 0.41 s on: once moved, MP4 no longer hides the noise before the first sample of AAC.
     """
@@ -58,9 +58,9 @@ def agree(one: np.ndarray, other: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("late", [0.36, -0.36])
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
-def test_sound_is_read_from_the_first_frame_on(tmp_path: Path, kind: str, codec: str, late: float) -> None:
+def test_audio_is_read_from_the_first_frame_on(tmp_path: Path, kind: str, codec: str, late: float) -> None:
     path = made(tmp_path, kind, codec, late)
-    clip, expected = open_clip(path), heard(path)
+    clip, expected = open_clip(path), reference_audio(path)
     np.testing.assert_allclose(read(clip), expected, atol=1e-7)
     assert loud(expected) == pytest.approx(max(late, 0), abs=0.03)  # AAC has 0.023 s before its first sample
     assert expected.shape[1] / RATE == pytest.approx(1.2 + late, abs=0.08)
@@ -79,9 +79,7 @@ def test_sound_is_read_from_the_first_frame_on(tmp_path: Path, kind: str, codec:
 
 @pytest.mark.parametrize("late", [0.36, -0.36])
 @pytest.mark.parametrize(("kind", "codec"), [("mov", "pcm_s16le"), ("mp4", "aac"), ("mkv", "aac")])
-def test_a_file_copied_as_it_is_and_one_coded_anew_agree(
-    tmp_path: Path, kind: str, codec: str, late: float
-) -> None:
+def test_a_remuxed_file_and_an_encoded_one_agree(tmp_path: Path, kind: str, codec: str, late: float) -> None:
     source = made(tmp_path, kind, codec, late)
     expected = read(open_clip(source))
     written = {
@@ -99,8 +97,17 @@ def test_a_file_copied_as_it_is_and_one_coded_anew_agree(
             assert numbers[:: 2 if name == "forced" else 1] == list(range(30))
 
 
-def test_only_what_is_out_of_step_is_coded_anew(tmp_path: Path) -> None:
-    """Rounded clocks are no delay, broken ones none that could be kept; our own files begin together."""
+def test_opening_a_clip_opens_its_file_once_for_frames_and_once_for_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened, real = made(tmp_path, "mov", "pcm_s16le", 0.36), [], av.open
+    monkeypatch.setattr(av, "open", lambda file, **options: opened.append(file) or real(file, **options))
+    open_clip(path)
+    assert opened == [str(path)] * 2
+
+
+def test_only_audio_with_an_offset_is_encoded_again(tmp_path: Path) -> None:
+    """Rounding of a clock is no offset, a broken clock is ignored, and our own files have none."""
     together = make_clip(tmp_path / "plain.mp4", 30, audio=tone(1.2, RATE, 2))
     for late in (0, 0.0009, 61):
         path = shifted(together, tmp_path / f"{late}.mp4", "video", late)
@@ -111,8 +118,8 @@ def test_only_what_is_out_of_step_is_coded_anew(tmp_path: Path) -> None:
         assert open_clip(path).audio == AudioClip(path)
 
 
-def test_what_comes_before_the_first_sample_of_aac_in_matroska_is_cut(tmp_path: Path) -> None:
-    """Matroska cannot hide it, so our own pictures begin so much later; once this was a delay of the sound."""
+def test_aac_priming_in_matroska_is_cut(tmp_path: Path) -> None:
+    """Matroska cannot hide the priming, so our own frames begin that much later; it must not delay the audio."""
     together = make_clip(tmp_path / "plain.mp4", 30, audio=tone(1.2, RATE, 2))
     write_clip(open_clip(together, Fraction(50)), tmp_path / "ours.mkv", Preset.MKV)
     again, expected = read(open_clip(tmp_path / "ours.mkv")), read(open_clip(together))
@@ -120,6 +127,6 @@ def test_what_comes_before_the_first_sample_of_aac_in_matroska_is_cut(tmp_path: 
     assert agree(again, expected)
 
 
-def test_a_sound_that_ends_before_the_first_frame_is_none(tmp_path: Path) -> None:
+def test_audio_that_ends_before_the_first_frame_is_none(tmp_path: Path) -> None:
     path = made(tmp_path, "mov", "pcm_s16le", -2.0)
     assert open_clip(path).read_audio() is None

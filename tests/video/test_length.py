@@ -1,4 +1,4 @@
-"""Video and sound made equally long."""
+"""Matching the lengths of video and audio."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from support.media import make_clip, number_of, numbered_frame
 
 RATE = 16000
 LENGTH = 7
-PICTURES = np.stack([numbered_frame(i) for i in range(LENGTH)])
+FRAMES = np.stack([numbered_frame(i) for i in range(LENGTH)])
 
 
 def shown(clip: Clip) -> list[int]:
@@ -46,11 +46,11 @@ def index_of(match: LengthMode, i: int) -> int:
     st.integers(1, 40 * RATE // 25),
     st.sampled_from([Fraction(25), Fraction(24), Fraction(30000, 1001)]),
 )
-def test_both_are_equally_long_and_frames_follow_the_closed_form(
+def test_lengths_are_equal_and_frames_follow_the_closed_form(
     match: LengthMode, count: int, fps: Fraction
 ) -> None:
-    sound = np.arange(1, count + 1, dtype=np.float32)[None]
-    clip = match_lengths(Clip(ArraySource(PICTURES, fps), (sound, RATE)), match)
+    audio = np.arange(1, count + 1, dtype=np.float32)[None]
+    clip = match_lengths(Clip(ArraySource(FRAMES, fps), (audio, RATE)), match)
     exact = Fraction(count, RATE) * fps
     frames = {
         LengthMode.SILENCE: LENGTH,
@@ -62,14 +62,14 @@ def test_both_are_equally_long_and_frames_follow_the_closed_form(
     assert rate == RATE
     assert abs(samples.shape[1] / Fraction(RATE) - frames / fps) <= Fraction(1, 2 * RATE)
     kept = min(count, samples.shape[1])
-    np.testing.assert_array_equal(samples[:, :kept], sound[:, :kept])
+    np.testing.assert_array_equal(samples[:, :kept], audio[:, :kept])
     assert not samples[:, kept:].any()
     if match not in (LengthMode.SILENCE, LengthMode.CUT_OFF):
-        assert kept == count  # no sound is lost where the sound decides
+        assert kept == count  # no audio is lost in the modes that keep its length
 
 
-def test_frames_may_be_painted_on_and_are_read_from_anywhere() -> None:
-    frames = FixedLengthFrames(ArraySource(PICTURES), 20, LengthMode.BOUNCE)
+def test_frames_are_copies_and_can_be_read_from_any_index() -> None:
+    frames = FixedLengthFrames(ArraySource(FRAMES), 20, LengthMode.BOUNCE)
     for frame in frames.frames():
         frame[:] = 0
     for start, stop in [(5, 16), (3, 6), (6, 8), (7, 9), (19, 30), (20, 21)]:
@@ -85,7 +85,7 @@ def test_reading_from_the_middle_does_not_decode_what_comes_before() -> None:
             starts.append(start)
             return super().frames(start)
 
-    FixedLengthFrames(Watched(PICTURES), LENGTH, LengthMode.SILENCE).read(4, LENGTH)
+    FixedLengthFrames(Watched(FRAMES), LENGTH, LengthMode.SILENCE).read(4, LENGTH)
     assert starts == [4]
 
 
@@ -99,11 +99,11 @@ def test_a_file_with_fewer_frames_than_promised_still_gives_the_promised_number(
 
 
 def test_frames_are_counted_where_nothing_is_promised() -> None:
-    source = ArraySource(PICTURES)
+    source = ArraySource(FRAMES)
     source.frame_estimate = None
     assert count_frames(source) == LENGTH
 
 
-def test_no_sound_is_refused() -> None:
+def test_no_audio_is_refused() -> None:
     with pytest.raises(AudioError, match="no samples"):
-        match_lengths(Clip(ArraySource(PICTURES)), LengthMode.LOOP)
+        match_lengths(Clip(ArraySource(FRAMES)), LengthMode.LOOP)
