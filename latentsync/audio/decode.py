@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -62,41 +63,23 @@ class FileAudio:
 
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield blocks ([channels, n] in the file's own type, sample rate), gaps filled with silence."""
-        duration = Fraction(0)
-        rate = count = 0
-        start: float | None = None  # time stamp of the first sample, moved where the clock jumps
-        first = True
-        damaged = False
+        clock = _SampleClock()
         to_samples = FrameSamples()
-        for frame in self._frames():
+        for frame in self.frames():
             if frame is None:
-                damaged = True
+                clock.damaged = True
                 continue
-            if first:
-                self.start, first = _time_of(frame), False
-            if frame.sample_rate != rate:
-                duration, rate, count = duration + Fraction(count, rate or 1), frame.sample_rate, 0
-            pcm = to_samples(frame)
-            time = _time_of(frame)
-            if time is not None:
-                elapsed = float(duration) + count / rate
-                now = float(time)
-                gap = 0.0 if start is None else now - start - elapsed
-                missing = round(gap * rate)
-                if missing > 0 and (damaged or gap >= _GAP) and gap <= _GAP_MAX:
-                    logger.info(
-                        "%s: a gap of %.3f s at %.3f s is filled with silence.", self.path, gap, elapsed
-                    )
-                    count += missing
-                    yield _silence(pcm, missing), rate
-                elif start is None or abs(gap) >= _GAP:
-                    start = now - elapsed
-                damaged = False
-            count += frame.samples
+            if not clock.seconds:
+                self.start = _time_of(frame)
+            pcm, rate = to_samples(frame), frame.sample_rate
+            missing = clock.advance(frame)
+            if missing:
+                logger.info("%s: a gap of %.3f s is filled with silence.", self.path, missing / rate)
+                yield _silence(pcm, missing), rate
             yield pcm, rate
-        self._duration = duration + Fraction(count, rate or 1)  # exact, so `duration` need not decode again
+        self._duration = clock.seconds
 
-    def _frames(self) -> Iterator[av.AudioFrame | None]:
+    def frames(self) -> Iterator[av.AudioFrame | None]:
         """Yield frames with samples, in order; None stands for a packet that could not be decoded."""
         container = open_media(self.path, AudioError)
         with container:
@@ -122,7 +105,8 @@ class FileAudio:
         stream = container.streams.audio[0]
         if stream.codec_context is None:
             raise AudioError(f"{self.path} has audio of an unknown format; convert it to WAV.")
-        for other in container.streams:
+        streams: Iterable[Any] = container.streams
+        for other in streams:
             if other.index != stream.index:
                 with suppress(AttributeError):  # older PyAV reads the other packets and drops them
                     other.discard = _DISCARD_ALL
@@ -131,8 +115,47 @@ class FileAudio:
     def _warn(self, error: av.FFmpegError) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("%s has damaged audio; the damaged parts become silence.", self.path)
+            logger.warning("%s has damaged audio; the damaged parts are lost.", self.path)
             logger.debug("%s: %s", self.path, error)
+
+
+class _SampleClock:
+    """Count of the samples so far against the timestamps of frames, to find gaps.
+
+    damaged: set to True if packets were lost before the next frame, so that its gap is filled however small.
+    """
+
+    def __init__(self) -> None:
+        self.damaged = False
+        self._earlier = Fraction(0)  # seconds at sample rates before the current one
+        self._rate = self._count = 0
+        self._start: float | None = None  # time stamp of the first sample, moved where the timestamps jump
+
+    @property
+    def seconds(self) -> Fraction:
+        """Exact seconds of the samples so far."""
+        return self._earlier + Fraction(self._count, self._rate or 1)
+
+    def advance(self, frame: av.AudioFrame) -> int:
+        """Count a frame; return the number of samples that are missing before it."""
+        if frame.sample_rate != self._rate:
+            self._earlier, self._rate, self._count = self.seconds, frame.sample_rate, 0
+        missing = self._missing_before(frame)
+        self._count += missing + frame.samples
+        return missing
+
+    def _missing_before(self, frame: av.AudioFrame) -> int:
+        time = _time_of(frame)
+        if time is None:
+            return 0
+        elapsed = float(self._earlier) + self._count / self._rate
+        gap = 0.0 if self._start is None else float(time) - self._start - elapsed
+        missing = round(gap * self._rate)
+        fill = missing > 0 and (self.damaged or gap >= _GAP) and gap <= _GAP_MAX
+        if not fill and (self._start is None or abs(gap) >= _GAP):
+            self._start = float(time) - elapsed
+        self.damaged = False
+        return missing if fill else 0
 
 
 class FrameSamples:

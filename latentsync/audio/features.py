@@ -187,8 +187,9 @@ class FeatureStream:
         if not batch:
             return
         mel = torch.stack([mel for mel, _ in batch])
-        is_module = isinstance(self.encoder, torch.nn.Module)
-        parameter = next(self.encoder.parameters(), None) if is_module else None
+        parameter = None
+        if isinstance(self.encoder, torch.nn.Module):
+            parameter = next(self.encoder.parameters(), None)
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():

@@ -62,7 +62,7 @@ class AnimatedWebP(ClosingSource):
             image = Image.open(self.path)
         except Image.DecompressionBombError:
             raise VideoError(
-                f"{self.path} states a frame size of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; scale it down."
+                f"{self.path} states a frame size that Pillow refuses as too large; scale it down."
             ) from None
         except OSError as error:
             raise VideoError(

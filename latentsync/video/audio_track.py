@@ -11,16 +11,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
-from pathlib import Path
 
 import av
 from av.container import InputContainer, OutputContainer
 
-from ..audio.decode import FileAudio, FrameSamples
+from ..audio.decode import FileAudio
 from ..audio.source import AudioInput, open_audio
 from ..errors import AudioError
-from ..media_file import check_file, error_text, open_media
+from ..media_file import open_media
 from ..shortage import raise_shortage
 from .audio_encode import VideoEnd, add_encoded, source_frames
 from .formats import AAC, AudioEncoding, can_hold_audio, lossless_audio
@@ -80,12 +78,11 @@ def open_track(
     encoded, as `add_encoded` takes it. Raises AudioError for audio that cannot be read or encoded.
     """
     with contextlib.ExitStack() as resources:
-        if isinstance(audio, FileAudio):
-            audio = audio.path
-        if isinstance(audio, (str, Path)):
-            packets = _file_packets(Path(audio), container, suffix, resources, end)
+        source = open_audio(audio)
+        if isinstance(source, FileAudio):
+            packets = _file_packets(source, container, suffix, resources, end)
         else:
-            frames, sample_format = source_frames(open_audio(audio))
+            frames, sample_format = source_frames(source)
             packets = add_encoded(container, frames, lossless_audio(suffix, sample_format), end=end)
         return AudioTrack(container, packets, limit, resources.pop_all())
 
@@ -96,25 +93,26 @@ def codec_name(stream: av.AudioStream) -> str:
 
 
 def _file_packets(
-    path: Path,
+    audio: FileAudio,
     container: OutputContainer,
     suffix: str,
     resources: contextlib.ExitStack,
     end: VideoEnd | None,
 ) -> Iterator[av.Packet | None]:
-    source, stream = _open(path)
-    resources.enter_context(source)
+    source = resources.enter_context(open_media(audio.path, AudioError))
+    stream = source.streams.audio[0]
     tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_DROPPED_TAGS)}
-    first = _first_frame(path)
     name = codec_name(stream)
     if can_hold_audio(suffix, name):
         copy = container.add_stream_from_template(stream)
         copy.metadata.update(tags)
-        start = first.pts * first.time_base if first.pts is not None else Fraction(0)
-        return _copy_packets(source, stream, copy, start)
-    encoding = _choose_encoding(path, name, stream, suffix)
-    log.info("The audio of %s (%s) is encoded as %s for %s.", path, name, encoding.codec.upper(), suffix)
-    return add_encoded(container, _decode(source, stream), encoding, tags, end)
+        return _copy_packets(source, stream, copy, audio.start or Fraction(0))
+    encoding = _choose_encoding(audio, name, stream, suffix)
+    log.info(
+        "The audio of %s (%s) is encoded as %s for %s.", audio.path, name, encoding.codec.upper(), suffix
+    )
+    frames = (frame for frame in audio.frames() if frame is not None)
+    return add_encoded(container, frames, encoding, tags, end)
 
 
 def _copy_packets(
@@ -166,58 +164,18 @@ def _read_packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av
             yield packet
 
 
-def _decode(source: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-    warned = False
-    for packet in chain(_read_packets(source, stream), [None]):  # None: the decoder's remaining frames
-        try:
-            frames = stream.decode(packet)
-        except av.FFmpegError as error:
-            raise_shortage(error)
-            if not warned:
-                log.warning(
-                    "%s has damaged audio (%s); damaged parts are skipped.", source.name, error_text(error)
-                )
-            warned = True
-            continue
-        yield from frames
-
-
-def _open(path: Path) -> tuple[InputContainer, av.AudioStream]:
-    check_file(path, "audio", AudioError)
-    source = open_media(path, AudioError)
-    if not source.streams.audio or source.streams.audio[0].codec_context is None:
-        source.close()
-        raise AudioError(f"{path} has no audio that can be read; give a file with audio, or no audio at all.")
-    return source, source.streams.audio[0]
-
-
-def _first_frame(path: Path) -> av.AudioFrame:
-    """Return the first frame with samples; its time is where the packets' priming ends."""
-    source, stream = _open(path)
-    with source:
-        frame = next((frame for frame in _decode(source, stream) if frame.samples), None)
-    if frame is None:
-        raise AudioError(f"{path} has an audio stream without samples; give a file with audio.")
-    return frame
-
-
-def _choose_encoding(path: Path, name: str, stream: av.AudioStream, suffix: str) -> AudioEncoding:
+def _choose_encoding(audio: FileAudio, name: str, stream: av.AudioStream, suffix: str) -> AudioEncoding:
     """Choose a lossless encoding for audio that decodes to integers, which browsers play in MP4; AAC for the rest."""
-    decoded = stream.codec_context.format.packed.name
-    if stream.codec_context.layout.nb_channels > 8:
-        raise AudioError(
-            f"{path} has {stream.codec_context.layout.nb_channels} channels of {name}; expected at most 8."
-        )
+    decoded, channels = stream.codec_context.format.packed.name, stream.codec_context.layout.nb_channels
+    if channels > 8:
+        raise AudioError(f"{audio.path} has {channels} channels of {name}; expected at most 8.")
     if decoded in ("u8", "s16"):
         return lossless_audio(suffix, "s16")
-    if decoded == "s32" and (name not in ("pcm_s32le", "pcm_s32be") or _fits_24_bits(path)):
+    if decoded == "s32" and (name not in ("pcm_s32le", "pcm_s32be") or _fits_24_bits(audio)):
         return lossless_audio(suffix, "s32")
     return AAC
 
 
-def _fits_24_bits(path: Path) -> bool:
+def _fits_24_bits(audio: FileAudio) -> bool:
     """Return True if the low byte of every 32-bit sample is 0, so that FLAC's 24 bits lose nothing."""
-    source, stream = _open(path)
-    to_samples = FrameSamples()
-    with source:
-        return all(not (to_samples(frame) & 0xFF).any() for frame in _decode(source, stream))
+    return all(not (block & 0xFF).any() for block, _ in audio.pcm())

@@ -301,7 +301,7 @@ def test_a_webp_header_of_an_absurd_size_is_refused(tmp_path: Path) -> None:
     frame = b"ANMF" + struct.pack("<I", 24) + bytes(6) + 2 * size + bytes(4) + b"VP8 " + bytes(4)
     data = header + b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame
     (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data)
-    with pytest.raises(VideoError, match="frame size of more than"):
+    with pytest.raises(VideoError, match="refuses as too large"):
         open_video(tmp_path / "a.webp")
 
 
