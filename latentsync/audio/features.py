@@ -23,7 +23,7 @@ from ..errors import AudioError
 from .mel import DYNAMIC_RANGE, HOP, N_MELS, mel_columns, normalise
 from .resample import SAMPLE_RATE
 from .source import AudioSource, open_audio
-from .windows import frame_rows, published_frame_count, row_at, row_span, row_window
+from .windows import published_frame_count, row_at, row_span, row_window
 
 CHUNK_COLUMNS = 3000  # mel columns the encoder takes at once: 30 s
 _CHUNK_HOP = 2400  # mel columns between overlapping chunks: at least 3 s of context on either side of a cut
@@ -69,7 +69,7 @@ class FeatureStream:
     """Encoder features of an audio source, and their windows for video frames; holds at most a minute of features.
 
     encoder: maps mel [b, 80, 3000] to states [b, 1500, states, d]; mel is moved to its parameters' device and dtype.
-    pad_to: seconds; shorter audio is followed by silence up to there. batch: chunks encoded at once.
+    pad_to: seconds; shorter audio is followed by silence up to there.
     The source is read once below an hour, else twice: Whisper's floor is relative to the loudest moment of all.
     Raises AudioError, when the source is first read, if it is shorter than one row (0.02 s).
     """
@@ -81,12 +81,10 @@ class FeatureStream:
         *,
         parity: bool = False,
         pad_to: Fraction | None = None,
-        batch: int = 1,
     ) -> None:
         self.encoder = encoder
         self.source = source
         self.parity = parity
-        self.batch = batch
         self._min_samples = math.ceil((pad_to or 0) * SAMPLE_RATE)
         self._measured: _Measurement | None = None
 
@@ -107,26 +105,16 @@ class FeatureStream:
 
     def features(self) -> Iterator[Tensor]:
         """Yield all rows in order, float32 [n, states, d] on the encoder's device, a chunk at a time."""
-        pending: list[tuple[Tensor, Chunk]] = []
         for mel, chunk in self._mel_chunks():
-            pending.append((mel, chunk))
-            if len(pending) == self.batch:
-                yield from self._encode(pending)
-                pending = []
-        yield from self._encode(pending)
+            offset = chunk.start // _COLUMNS_PER_ROW
+            yield self._encode(mel)[chunk.first - offset : chunk.stop - offset].float()
 
     def windows(self, times: Iterable[Fraction]) -> Iterator[Tensor]:
         """Yield a window [10 * states, d] for each time in seconds; the times must not decrease."""
-        return self._windows(row_at(Fraction(time)) for time in times)
-
-    def frames(self, fps: Fraction | float | str, count: int | None = None) -> Iterator[Tensor]:
-        """Yield a window for each frame at i / fps seconds; count None: as many as the audio lasts."""
-        return self._windows(frame_rows(self.rows, as_fps(fps), count, parity=self.parity))
-
-    def _windows(self, rows: Iterable[int]) -> Iterator[Tensor]:
         total, chunks = self.rows, self.features()
         held, first = next(chunks), 0
-        for row in rows:
+        for time in times:
+            row = row_at(Fraction(time))
             low, high = row_span(row, total)
             if low < first:
                 raise ValueError("The times of windows must not decrease.")
@@ -183,20 +171,15 @@ class FeatureStream:
             held = torch.cat(parts, dim=1)
             yield F.pad(held[:, :wanted], (0, CHUNK_COLUMNS - wanted)), chunk
 
-    def _encode(self, batch: list[tuple[Tensor, Chunk]]) -> Iterator[Tensor]:
-        if not batch:
-            return
-        mel = torch.stack([mel for mel, _ in batch])
+    def _encode(self, mel: Tensor) -> Tensor:
+        """Return the encoder's states [1500, states, d] of mel [80, 3000]."""
         parameter = None
         if isinstance(self.encoder, torch.nn.Module):
             parameter = next(self.encoder.parameters(), None)
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():
-            states = self.encoder(mel)
-        for chunk_states, (_, chunk) in zip(states, batch, strict=True):
-            offset = chunk.start // _COLUMNS_PER_ROW
-            yield chunk_states[chunk.first - offset : chunk.stop - offset].float()
+            return self.encoder(mel[None])[0]
 
 
 def encode_audio(encoder: Encoder, samples: Any, *, parity: bool = False) -> Tensor:

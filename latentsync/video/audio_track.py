@@ -35,7 +35,6 @@ class AudioTrack:
 
     container: OutputContainer
     packets: Iterator[av.Packet | None]  # None: there is none as yet
-    limit: Fraction | None  # seconds; packets beginning here or later are dropped
     resources: contextlib.ExitStack
     _next: av.Packet | None = None
     _ended: bool = False
@@ -51,11 +50,7 @@ class AudioTrack:
                     return
             if self._next is None:
                 return
-            begins = self._next.pts * self._next.time_base
-            if self.limit is not None and begins >= self.limit:
-                self._ended = True
-                return
-            if until is not None and begins >= until:
+            if until is not None and self._next.pts * self._next.time_base >= until:
                 return
             self.container.mux(self._next)
             self._next = None
@@ -66,11 +61,7 @@ class AudioTrack:
 
 
 def open_track(
-    audio: AudioInput,
-    container: OutputContainer,
-    suffix: str,
-    limit: Fraction | None,
-    end: VideoEnd | None = None,
+    audio: AudioInput, container: OutputContainer, suffix: str, end: VideoEnd | None = None
 ) -> AudioTrack:
     """Add a stream for `audio` to the container; call before anything is muxed.
 
@@ -84,7 +75,7 @@ def open_track(
         else:
             frames, sample_format = source_frames(source)
             packets = add_encoded(container, frames, lossless_audio(suffix, sample_format), end=end)
-        return AudioTrack(container, packets, limit, resources.pop_all())
+        return AudioTrack(container, packets, resources.pop_all())
 
 
 def codec_name(stream: av.AudioStream) -> str:

@@ -116,11 +116,6 @@ class Preset(str, Enum):
         return "." + self.value.split()[0]
 
     @property
-    def codec(self) -> str:
-        """FFmpeg's name of the video codec."""
-        return "prores" if self is Preset.PRORES else "h264"
-
-    @property
     def plays_in_browsers(self) -> bool:
         """True if a web page can show the file."""
         return self.suffix == ".mp4"

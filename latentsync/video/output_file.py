@@ -53,7 +53,7 @@ class OutputFile:
     target; `discard` removes it, and the folders that `create` made. Raises OutputError for a name that cannot be
     used.
 
-    A process that is killed can do neither, so the next one for the same target removes its hidden file. Beside each
+    A killed process leaves its hidden file, which the next one for the same target removes. Beside each hidden file
     lies a lock file, which the system unlocks when its owner ends. The hidden file itself is not locked, because
     Windows and SMB then let nobody else, including FFmpeg, write into it.
     """
@@ -89,7 +89,7 @@ class OutputFile:
         self._release()
 
     def discard(self) -> None:
-        """Remove the hidden file, if it is there and (on Windows) closed, and then-empty folders that were created."""
+        """Remove the hidden file (on Windows only if it is closed) and the folders that `create` made, if empty."""
         with suppress(OSError):
             self.partial.unlink(missing_ok=True)
             self._release()

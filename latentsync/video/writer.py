@@ -34,13 +34,12 @@ class VideoWriter:
     audio: a file, whose first audio stream is copied where the container takes it, or (samples, rate), or an opened
         AudioSource. Matroska cannot hide the priming of AAC and MP3 from an MP4, so there audio and video both begin
         that much (about 23 ms) late.
-    audio_limit: seconds; audio packets that begin there or later are dropped.
-    end_audio_with_video: so are those that begin at or after the end of the last frame; audio that is encoded here as
-        FLAC or PCM ends there to the sample.
+    end_audio_with_video: audio packets that begin at or after the end of the last frame are dropped; audio that is
+        encoded here as FLAC or PCM ends there to the sample.
     color: the tags of the source; see complete_tags for missing ones.
     pixel_aspect: width over height of a pixel.
     metadata: such as title and comment, or a program's own keys.
-    encoding: the encoder settings; None for x264 with `crf` and `preset`, which are unused otherwise.
+    encoding: the encoder settings; None for x264 with `crf`, which is unused otherwise.
 
     Raises OutputError for a target that cannot be written, AudioError for the audio.
     """
@@ -52,13 +51,11 @@ class VideoWriter:
         width: int,
         height: int,
         audio: AudioInput | None = None,
-        audio_limit: Fraction | None = None,
         color: ColorTags | None = None,
         crf: int = 16,
         metadata: Mapping[str, str] | None = None,
         pixel_aspect: Fraction = Fraction(1),
         end_audio_with_video: bool = False,
-        preset: str = "faster",
         encoding: VideoEncoding | None = None,
     ) -> None:
         self.path = Path(path)
@@ -68,9 +65,9 @@ class VideoWriter:
         self.frames_written = 0
         self._coded_size = (width + width % 2, height + height % 2)
         self._tags = complete_tags(color or ColorTags(), *self._coded_size)
-        self._encoding = encoding or x264(crf, preset)
+        self._encoding = encoding or x264(crf)
         self._to_yuv = FromRGB(self._tags, *self._coded_size, self._encoding.pix_fmt)
-        self._audio, self._audio_limit = audio, audio_limit
+        self._audio = audio
         self._video_end = VideoEnd() if end_audio_with_video else None
         self._pixel_aspect = pixel_aspect
         self._metadata = {key: str(text) for key, text in (metadata or {}).items()}
@@ -158,7 +155,7 @@ class VideoWriter:
         if self._tags.transfer is not None:
             context.color_trc = self._tags.transfer
         if self._audio is not None:
-            self._track = open_track(self._audio, container, suffix, self._audio_limit, self._video_end)
+            self._track = open_track(self._audio, container, suffix, self._video_end)
 
     def _mux(self, packets: list[av.Packet]) -> None:
         """Mux video packets, each followed by the audio up to it, so that the muxer need not buffer either."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -128,7 +129,7 @@ def test_the_sound_is_heard_on_the_gpu() -> None:
 
     with fake_gpu():
         encoder = loaded(networks("tiny"), torch.float16).audio_encoder
-        heard = list(Quiet(encoder, None).frames(25, 20))
+        heard = list(Quiet(encoder, None).windows(Fraction(i, 25) for i in range(20)))
         assert len(heard) == 20
         assert {(one.device, one.dtype, one.shape[0]) for one in heard} == {(DEVICE, torch.float32, 50)}
 
