@@ -12,8 +12,6 @@ from av.container import InputContainer
 from .errors import InputError
 from .shortage import raise_shortage
 
-# av.open options: image names such as "take%03d.png" are file names, not patterns for a sequence of files.
-_OPTIONS = {"pattern_type": "none"}
 _HEADER_BYTES = 64
 _PLAYLIST_BYTES = 2**24  # no playlist is longer
 _EXPECTED = {"video": "a video or image file", "audio": "an audio or video file"}
@@ -57,8 +55,10 @@ def open_media(path: Path, error: type[InputError], file: Any = None) -> InputCo
     try:
         if file is not None:
             return av.open(file, metadata_errors="ignore")
-        # An absolute path, because FFmpeg takes a name such as "take:2.mp4" for a network protocol.
-        return av.open(str(path.absolute()), metadata_errors="ignore", options=_OPTIONS)
+        # The path is absolute, because FFmpeg takes a name such as "take:2.mp4" for a network protocol, and an image
+        # name such as "take%03d.png" is no pattern for a sequence of files.
+        options = {"pattern_type": "none"}
+        return av.open(str(path.absolute()), metadata_errors="ignore", options=options)
     except FileNotFoundError:
         raise error(f"There is no file {path} any more; it was moved or deleted.") from None
     except (av.FFmpegError, OSError, ValueError) as reason:

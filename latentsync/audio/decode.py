@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -79,7 +79,7 @@ class FileAudio:
             yield pcm, rate
         self._duration = clock.seconds
 
-    def frames(self) -> Iterator[av.AudioFrame | None]:
+    def frames(self) -> Generator[av.AudioFrame | None, None, None]:
         """Yield frames with samples, in order; None stands for a packet that could not be decoded."""
         container = open_media(self.path, AudioError)
         with container:

@@ -58,7 +58,7 @@ def split_chunks(columns: int, *, parity: bool = False) -> list[Chunk]:
 
 @dataclass(frozen=True)
 class _Measurement:
-    """Facts of the whole audio that the first chunk needs already."""
+    """Length and loudness of the whole audio, and its mel columns if they are few enough to keep."""
 
     columns: int
     loudest: float  # log10 power

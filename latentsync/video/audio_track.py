@@ -102,8 +102,8 @@ def _file_packets(
     log.info(
         "The audio of %s (%s) is encoded as %s for %s.", audio.path, name, encoding.codec.upper(), suffix
     )
-    frames = (frame for frame in audio.frames() if frame is not None)
-    return add_encoded(container, frames, encoding, tags, end)
+    frames = resources.enter_context(contextlib.closing(audio.frames()))
+    return add_encoded(container, (frame for frame in frames if frame is not None), encoding, tags, end)
 
 
 def _copy_packets(
