@@ -10,19 +10,8 @@ __version__ = "0.1.0"
 
 # By what they are imported as; some only once a model is loaded, which is late to hear of it.
 REQUIRED = (
-    *(
-        "av",
-        "cv2",
-        "diffusers",
-        "einops",
-        "huggingface_hub",
-        "librosa",
-        "numpy",
-        "PIL",
-        "psutil",
-        "safetensors",
-    ),
-    *("tflite", "torch", "tqdm", "yaml", "zstandard"),
+    *("av", "cv2", "diffusers", "einops", "filelock", "huggingface_hub", "numpy", "PIL", "psutil"),
+    *("safetensors", "tflite", "torch", "tqdm", "yaml", "zstandard"),
 )
 
 if "comfy_api" in sys.modules:  # only ComfyUI itself has it imported before it comes to its node packs

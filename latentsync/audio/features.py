@@ -1,7 +1,7 @@
-"""What the Whisper encoder hears, 50 rows a second, over sound of any length in bounded memory.
+"""Whisper encoder features, 50 rows a second, of audio of any length in bounded memory.
 
-The encoder sees 30 s at a time. Published inference encodes consecutive pieces on their own, which leaves a
-seam where two meet; here pieces overlap and each keeps its middle. Both are the same up to 30 s.
+The encoder takes 30 s at a time. Published inference encodes consecutive chunks independently, which leaves a seam
+where two meet; here chunks overlap and each keeps its middle rows. Both are the same up to 30 s.
 """
 
 from __future__ import annotations
@@ -23,43 +23,55 @@ from ..errors import AudioError
 from .mel import DYNAMIC_RANGE, HOP, N_MELS, mel_columns, normalise
 from .resample import SAMPLE_RATE
 from .source import AudioSource, open_audio
-from .windows import frame_rows, published_frame_count, row_at, span, window
+from .windows import published_frame_count, row_at, row_span, row_window
 
-PIECE = 3000  # mel columns the encoder sees at once: 30 s
-_HOP_COLUMNS = 2400  # between overlapping pieces: at least 3 s of context on either side of a cut
+CHUNK_COLUMNS = 3000  # mel columns the encoder takes at once: 30 s
+_CHUNK_HOP = 2400  # mel columns between overlapping chunks: at least 3 s of context on either side of a cut
 _COLUMNS_PER_ROW = 2
+# Audio with fewer mel columns than this, one hour, is decoded once: its columns are kept from the pass that measures
+# it. They take 115 MB an hour as float32, half as much as the 16 kHz samples.
+KEPT_COLUMNS = 360_000
 
 Encoder = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Mel columns start .. start + 3000 to encode, to keep the clip's feature rows first .. stop - 1 of."""
+class Chunk:
+    """Mel columns start .. start + 3000 to encode; of the result, the feature rows first .. stop - 1 are kept."""
 
     start: int
     first: int
     stop: int
 
 
-def pieces(columns: int, *, parity: bool = False) -> list[Piece]:
-    """How a clip of this many mel columns is cut for the encoder; the kept rows cover it once, in order."""
+def split_chunks(columns: int, *, parity: bool = False) -> list[Chunk]:
+    """Return the chunks for this many mel columns; the kept rows cover them once, in order."""
     rows = columns // _COLUMNS_PER_ROW
     if parity:
-        starts = list(range(0, rows * _COLUMNS_PER_ROW, PIECE))
+        starts = list(range(0, rows * _COLUMNS_PER_ROW, CHUNK_COLUMNS))
     else:
-        last = max(columns + columns % 2 - PIECE, 0)  # ends with the clip, starts on a whole row
-        starts = [*range(0, last, _HOP_COLUMNS), last]
-    cuts = [(a + PIECE + b) // 2 // _COLUMNS_PER_ROW for a, b in pairwise(starts)]
-    return [Piece(*bounds) for bounds in zip(starts, [0, *cuts], [*cuts, rows], strict=True)]
+        last = max(columns + columns % 2 - CHUNK_COLUMNS, 0)  # ends with the audio, starts on a whole row
+        starts = [*range(0, last, _CHUNK_HOP), last]
+    cuts = [(a + CHUNK_COLUMNS + b) // 2 // _COLUMNS_PER_ROW for a, b in pairwise(starts)]
+    return [Chunk(*bounds) for bounds in zip(starts, [0, *cuts], [*cuts, rows], strict=True)]
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """Length and loudness of the whole audio, and its mel columns if they are few enough to keep."""
+
+    columns: int
+    loudest: float  # log10 power
+    mel: list[Tensor] | None  # log10 power [80, n], all columns; None: too many to keep
 
 
 class FeatureStream:
-    """Encoder features of a sound and the windows of its frames, holding about a minute of them at most.
+    """Encoder features of an audio source, and their windows for video frames; holds at most a minute of features.
 
-    encoder: maps mel [b, 80, 3000] to states [b, 1500, states, d]; mel is moved to its parameters' device
-    and dtype. The sound is read twice, since Whisper's floor is relative to the loudest moment of the clip.
-    pad_to: seconds; a shorter sound is followed by silence up to there. batch: pieces encoded at once.
-    Raises AudioError, when the sound is first read, if it is shorter than one row (0.02 s).
+    encoder: maps mel [b, 80, 3000] to states [b, 1500, states, d]; mel is moved to its parameters' device and dtype.
+    pad_to: seconds; shorter audio is followed by silence up to there.
+    The source is read once below an hour, else twice: Whisper's floor is relative to the loudest moment of all.
+    Raises AudioError, when the source is first read, if it is shorter than one row (0.02 s).
     """
 
     def __init__(
@@ -69,123 +81,111 @@ class FeatureStream:
         *,
         parity: bool = False,
         pad_to: Fraction | None = None,
-        batch: int = 1,
     ) -> None:
         self.encoder = encoder
         self.source = source
         self.parity = parity
-        self.batch = batch
-        self._samples = math.ceil((pad_to or 0) * SAMPLE_RATE)
-        self._measured: tuple[int, float] | None = None
+        self._min_samples = math.ceil((pad_to or 0) * SAMPLE_RATE)
+        self._measured: _Measurement | None = None
 
     @property
     def rows(self) -> int:
-        """Feature rows of the clip, 50 a second, silence included; the first use reads the sound once."""
-        return self._measure()[0] // _COLUMNS_PER_ROW
+        """Feature rows, 50 a second, including padding; the first use reads the source once."""
+        return self._measure().columns // _COLUMNS_PER_ROW
 
     @property
     def duration(self) -> Fraction:
-        """Exact seconds of the sound, without silence after it; known from the same reading as `rows`."""
+        """Exact seconds of the source, without padding; the first use reads the source once."""
         self._measure()
         return self.source.duration
 
     def published_frame_count(self, fps: Fraction | float | str) -> int:
-        """How many frames published inference makes of this sound: two more than it lasts."""
+        """Return the frame count of published inference: two more than the audio lasts."""
         return published_frame_count(self.rows, as_fps(fps))
 
     def features(self) -> Iterator[Tensor]:
-        """The clip's rows in order, float32 [n, states, d] on the encoder's device, a piece at a time."""
-        pending: list[tuple[Tensor, Piece]] = []
-        for mel, piece in self._mel_pieces():
-            pending.append((mel, piece))
-            if len(pending) == self.batch:
-                yield from self._encoded(pending)
-                pending = []
-        yield from self._encoded(pending)
+        """Yield all rows in order, float32 [n, states, d] on the encoder's device, a chunk at a time."""
+        for mel, chunk in self._mel_chunks():
+            offset = chunk.start // _COLUMNS_PER_ROW
+            yield self._encode(mel)[chunk.first - offset : chunk.stop - offset].float()
 
     def windows(self, times: Iterable[Fraction]) -> Iterator[Tensor]:
-        """A window [10 * states, d] for each time in seconds; the times must not decrease."""
-        return self._windows(row_at(Fraction(time)) for time in times)
-
-    def frames(self, fps: Fraction | float | str, count: int | None = None) -> Iterator[Tensor]:
-        """A window for each frame at i / fps seconds; count None: as many as the sound lasts."""
-        return self._windows(frame_rows(self.rows, as_fps(fps), count, parity=self.parity))
-
-    def _windows(self, rows: Iterable[int]) -> Iterator[Tensor]:
+        """Yield a window [10 * states, d] for each time in seconds; the times must not decrease."""
         total, chunks = self.rows, self.features()
         held, first = next(chunks), 0
-        for row in rows:
-            low, high = span(row, total)
+        for time in times:
+            row = row_at(Fraction(time))
+            low, high = row_span(row, total)
             if low < first:
                 raise ValueError("The times of windows must not decrease.")
             while first + len(held) < high:
                 passed = min(low - first, len(held))
                 following = next(chunks).to(held.device)  # the encoder may have moved meanwhile
                 held, first = torch.cat([held[passed:], following]), first + passed
-            yield window(held, first, total, row)
+            yield row_window(held, first, total, row)
 
-    def _measure(self) -> tuple[int, float]:
-        """Mel columns of the clip and its loudest log10 power, from one reading."""
+    def _measure(self) -> _Measurement:
+        """Read the source once, for its length and its loudest moment."""
         if self._measured is None:
             columns, loudest = 0, -math.inf
-            for block in mel_columns(self._blocks()):
+            mel: list[Tensor] | None = []
+            for block in mel_columns(self._padded_blocks()):
                 columns += block.shape[1]
                 loudest = max(loudest, float(block.max()))
+                if columns >= KEPT_COLUMNS:
+                    mel = None
+                if mel is not None:
+                    mel.append(block)
             if columns < _COLUMNS_PER_ROW:
                 seconds = float(self.source.duration)
-                raise AudioError(f"The sound lasts {seconds:.4f} s; expected at least 0.02 s.")
-            self._measured = columns, loudest
+                raise AudioError(f"The audio lasts {seconds:.4f} s; expected at least 0.02 s.")
+            self._measured = _Measurement(columns, loudest, mel)
         return self._measured
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """The source's blocks, then silence up to the length asked for."""
+    def _padded_blocks(self) -> Iterator[np.ndarray]:
+        """Yield the source's blocks, then silence up to the requested length."""
         count = 0
         for block in self.source.blocks():
             count += len(block)
             yield block
-        while count < self._samples:
-            silence = np.zeros(min(self._samples - count, 100 * HOP), np.float32)
+        while count < self._min_samples:
+            silence = np.zeros(min(self._min_samples - count, 100 * HOP), np.float32)
             count += len(silence)
             yield silence
 
-    def _mel_pieces(self) -> Iterator[tuple[Tensor, Piece]]:
-        """Normalised mel [80, 3000] of each piece, zeros after the end of the clip."""
-        columns, loudest = self._measure()
-        stream = mel_columns(self._blocks())
+    def _mel_chunks(self) -> Iterator[tuple[Tensor, Chunk]]:
+        """Yield the normalised mel [80, 3000] of each chunk, zeros after the end of the audio."""
+        measured = self._measure()
+        stream = mel_columns(self._padded_blocks()) if measured.mel is None else iter(measured.mel)
         held, first = torch.empty(N_MELS, 0), 0
-        for piece in pieces(columns, parity=self.parity):
-            held, first = held[:, piece.start - first :], piece.start
-            wanted = min(PIECE, columns - first)
+        for chunk in split_chunks(measured.columns, parity=self.parity):
+            held, first = held[:, chunk.start - first :], chunk.start
+            wanted = min(CHUNK_COLUMNS, measured.columns - first)
             parts, count = [held], held.shape[1]
             while count < wanted:
                 block = next(stream, None)
                 if block is None:
-                    raise AudioError("The sound became shorter while it was read; run again.")
-                parts.append(normalise(block, loudest - DYNAMIC_RANGE))
+                    raise AudioError("The audio became shorter while it was read; run again.")
+                parts.append(normalise(block, measured.loudest - DYNAMIC_RANGE))
                 count += block.shape[1]
             held = torch.cat(parts, dim=1)
-            yield F.pad(held[:, :wanted], (0, PIECE - wanted)), piece
+            yield F.pad(held[:, :wanted], (0, CHUNK_COLUMNS - wanted)), chunk
 
-    def _encoded(self, batch: list[tuple[Tensor, Piece]]) -> Iterator[Tensor]:
-        if not batch:
-            return
-        mel = torch.stack([mel for mel, _ in batch])
-        parameter = (
-            next(self.encoder.parameters(), None) if isinstance(self.encoder, torch.nn.Module) else None
-        )
+    def _encode(self, mel: Tensor) -> Tensor:
+        """Return the encoder's states [1500, states, d] of mel [80, 3000]."""
+        parameter = None
+        if isinstance(self.encoder, torch.nn.Module):
+            parameter = next(self.encoder.parameters(), None)
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():
-            states = self.encoder(mel)
-        for of_piece, (_, piece) in zip(states, batch, strict=True):
-            offset = piece.start // _COLUMNS_PER_ROW
-            yield of_piece[piece.first - offset : piece.stop - offset].float()
+            return self.encoder(mel[None])[0]
 
 
 def encode_audio(encoder: Encoder, samples: Any, *, parity: bool = False) -> Tensor:
-    """Features [rows, states, d] of 16 kHz mono samples [t] as a whole; rows = half the mel columns.
+    """Return the features [rows, states, d] of 16 kHz mono samples [t]; rows = half the mel columns.
 
-    float32 on the encoder's device. parity: independent 30 s pieces as published. Raises AudioError.
+    float32 on the encoder's device. parity: independent 30 s chunks as published. Raises AudioError.
     """
     source = open_audio((samples, SAMPLE_RATE))
     return torch.cat(list(FeatureStream(encoder, source, parity=parity).features()))

@@ -1,4 +1,4 @@
-"""Decoded sound of any rate and channel count to 16 kHz mono."""
+"""Sample formats and rates: PCM to float, any audio to 16 kHz mono, samples to another rate."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 
 from ..errors import AudioError
 
-SAMPLE_RATE = 16000  # what Whisper was trained on
+SAMPLE_RATE = 16000  # the rate that Whisper was trained on
 
-_LOUD = 8.0  # +18 dB over full scale: no mastering does that, integers stored as floats do
+_LOUD = 8.0  # +18 dB over full scale: no mastering reaches that, integers stored as floats do
+_BLOCK = 1 << 16  # samples resampled at a time
 
 logger = logging.getLogger(__name__)
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:
-    """Samples of any PCM type as float32, full scale 1 (int16 / 32768; unsigned 8 bit around 128)."""
+    """Return samples of any PCM type as float32 with full scale 1 (int16 / 32768; unsigned 8 bit around 128)."""
     if samples.dtype.kind == "f":
         return samples.astype(np.float32, copy=False)
     if samples.dtype == np.uint8:
@@ -28,34 +29,35 @@ def to_float(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
 
 
-class LoudWarning:
-    """Warns of values far above full scale: once for a sound, however often it is read."""
+class LoudnessWarning:
+    """A warning about values far above full scale, logged once per source however often that is read."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._told = False
+        self._logged = False
 
-    def __call__(self, peak: float) -> None:
-        """Take the largest magnitude of a block."""
-        if peak > _LOUD and not self._told:
-            self._told = True
+    def check(self, peak: float) -> None:
+        """Log the warning if the largest magnitude of a block is too large."""
+        if peak > _LOUD and not self._logged:
+            self._logged = True
             logger.warning(
                 "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768.", self._name, peak
             )
 
 
-def mono_16k(blocks: Iterable[tuple[np.ndarray, int]], name: str, loud: LoudWarning) -> Iterator[np.ndarray]:
-    """16 kHz mono float32 blocks [m] of PCM blocks ([channels, n], sample rate); the rate may change midway.
+def to_mono_16k(
+    blocks: Iterable[tuple[np.ndarray, int]], name: str, loudness_warning: LoudnessWarning
+) -> Iterator[np.ndarray]:
+    """Yield 16 kHz mono float32 blocks [m] of PCM blocks ([channels, n], sample rate); the rate may change midway.
 
-    Mono is the mean of the channels. 16 kHz input passes through without a resampler. FFmpeg's resampler
-    adds no delay and its result does not depend on the block size. `name` is for messages: raises
-    AudioError for NaN or infinity. `loud` is told how far the values go.
+    Mono is the mean of the channels. 16 kHz input is not resampled. FFmpeg's resampler adds no delay, and its result
+    does not depend on the block size. Raises AudioError, with `name` in the message, for NaN or infinity.
     """
     resampler: av.AudioResampler | None = None
     current = SAMPLE_RATE
     for block, rate in blocks:
         if rate != current:
-            yield from _resampled(resampler, None)
+            yield from _resample_frame(resampler, None)
             resampler = None if rate == SAMPLE_RATE else av.AudioResampler("fltp", "mono", SAMPLE_RATE)
             current = rate
         mono = to_float(block).mean(axis=0, dtype=np.float32)
@@ -64,18 +66,45 @@ def mono_16k(blocks: Iterable[tuple[np.ndarray, int]], name: str, loud: LoudWarn
         peak = float(np.abs(mono).max())
         if not np.isfinite(peak):
             raise AudioError(f"{name} has NaN or infinite samples; repair or re-export it.")
-        loud(peak)
+        loudness_warning.check(peak)
         if resampler is None:
             yield mono
         else:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
-            frame.sample_rate = rate
-            yield from _resampled(resampler, frame)
-    yield from _resampled(resampler, None)
+            yield from _resample_frame(resampler, _mono_frame(mono, rate))
+    yield from _resample_frame(resampler, None)
 
 
-def _resampled(resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
-    """What the resampler gives for a frame; for None, what it still holds."""
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Return float32 samples [channels, t] at another rate: round(t * new_rate / rate) per channel."""
+    if rate == new_rate:
+        return samples
+    count = round(samples.shape[1] * new_rate / rate)
+    resampled = np.zeros((len(samples), count), np.float32)
+    # One channel at a time, because FFmpeg has layouts for some channel counts only.
+    for row, channel in zip(resampled, samples, strict=True):
+        new = _resample_channel(channel, rate, new_rate)[:count]
+        row[: len(new)] = new
+    return resampled
+
+
+def _resample_channel(channel: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    resampler = av.AudioResampler("fltp", "mono", new_rate)
+    parts: list[np.ndarray] = []
+    for start in range(0, len(channel), _BLOCK):
+        parts += _resample_frame(resampler, _mono_frame(channel[start : start + _BLOCK], rate))
+    parts += _resample_frame(resampler, None)
+    return np.concatenate(parts or [channel[:0]])
+
+
+def _mono_frame(samples: np.ndarray, rate: int) -> av.AudioFrame:
+    block = np.ascontiguousarray(samples[None], np.float32)
+    frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+    frame.sample_rate = rate
+    return frame
+
+
+def _resample_frame(resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+    """Yield the resampler's output for a frame; for None, the samples that it still holds."""
     if resampler is not None:
         for out in resampler.resample(frame):
             if out.samples:

@@ -1,21 +1,21 @@
-"""Where sound comes from: a file or an array, read as often as needed as 16 kHz mono blocks."""
+"""Audio inputs: a file or an array of samples, read as often as needed as 16 kHz mono blocks."""
 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
 
 from ..errors import AudioError
 from .decode import FileAudio
-from .resample import LoudWarning, mono_16k
+from .resample import LoudnessWarning, to_mono_16k
 
-AudioInput: TypeAlias = "Path | str | tuple[Any, int]"
+AudioInput: TypeAlias = "Path | str | tuple[Any, int] | AudioSource"
 
 _BLOCK = 1 << 16  # samples converted at a time
 _MAX_CHANNELS = 64
@@ -24,54 +24,58 @@ _MAX_RATE = 768_000
 
 @runtime_checkable
 class AudioSource(Protocol):
-    """Sound that can be read again from its beginning."""
+    """Audio that can be read again from its beginning."""
 
     @property
     def duration(self) -> Fraction:
         """Exact seconds: samples per channel over the original sample rate."""
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Float32 [n] at 16 kHz mono, any n, from the beginning on each call."""
+        """Yield float32 [n] at 16 kHz mono, any n, from the beginning on each call."""
 
 
 class ArrayAudio:
     """An array of samples as an AudioSource; the array is read in place, a block at a time.
 
-    samples: [t], [channels, t] or ComfyUI's [1, channels, t]; floats in -1..1 or signed integers; numpy
-    or torch on any device. Raises AudioError for another shape or type, no samples, values that are not
-    finite, or a sample rate outside 1..768000.
+    samples: [t], [channels, t] or ComfyUI's [1, channels, t]; floats in -1..1 or signed integers; numpy, or torch on
+    any device. Raises AudioError for another shape or type, no samples, values that are not finite, or a sample rate
+    outside 1..768000.
     """
 
     def __init__(self, samples: Any, rate: int) -> None:
-        self.rate = _checked_rate(rate)
-        self.samples = _as_channels(samples)
+        self.rate = _check_rate(rate)
+        self.samples = _to_channels(samples)
         self.duration = Fraction(self.samples.shape[1], self.rate)
-        self._loud = LoudWarning("The audio array")
-        if self.samples.dtype.kind == "f" and not all(np.isfinite(block).all() for block, _ in self._pcm()):
+        self._loudness_warning = LoudnessWarning("The audio array")
+        if self.samples.dtype.kind == "f" and not all(np.isfinite(block).all() for block, _ in self.pcm()):
             raise AudioError("The audio array has NaN or infinite samples; repair or re-export it.")
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Float32 [n] at 16 kHz mono, from the beginning."""
-        return mono_16k(self._pcm(), "The audio array", self._loud)
+        """Yield float32 [n] at 16 kHz mono, from the beginning."""
+        return to_mono_16k(self.pcm(), "The audio array", self._loudness_warning)
 
-    def _pcm(self) -> Iterator[tuple[np.ndarray, int]]:
+    def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield blocks ([channels, n] in the array's own type, sample rate)."""
         for start in range(0, self.samples.shape[1], _BLOCK):
             yield self.samples[:, start : start + _BLOCK], self.rate
 
 
 def open_audio(audio: AudioInput) -> AudioSource:
-    """A file's first sound stream, or (samples, sample rate), as 16 kHz mono blocks.
+    """Open a file's first audio stream, or (samples, sample rate), as 16 kHz mono blocks.
 
-    Raises AudioError for anything that cannot be used; see FileAudio and ArrayAudio.
+    An AudioSource is returned as it is: what was opened once is not checked again. Raises AudioError for anything
+    that cannot be used; see FileAudio and ArrayAudio.
     """
     if isinstance(audio, (str, Path)):
         return FileAudio(Path(audio))
     if isinstance(audio, (tuple, list)) and len(audio) == 2:
         return ArrayAudio(*audio)
+    if isinstance(audio, (FileAudio, ArrayAudio, AudioSource)):
+        return audio
     raise AudioError(f"audio is a {type(audio).__name__}; expected a file path or (samples, sample rate).")
 
 
-def _checked_rate(rate: Any) -> int:
+def _check_rate(rate: Any) -> int:
     try:
         value = operator.index(rate)
     except TypeError:
@@ -82,12 +86,9 @@ def _checked_rate(rate: Any) -> int:
     return value
 
 
-def _as_channels(samples: Any) -> np.ndarray:
-    """[channels, t] view of the samples, checked."""
-    if isinstance(samples, torch.Tensor):
-        samples = samples.detach().cpu()
-        samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
-    samples = np.asarray(samples)
+def _to_channels(samples: Any) -> np.ndarray:
+    """Return a checked [channels, t] view of the samples."""
+    samples = _to_numpy(samples)
     shape = list(samples.shape)
     if samples.ndim == 3 and shape[0] == 1:
         samples = samples[0]
@@ -98,7 +99,7 @@ def _as_channels(samples: Any) -> np.ndarray:
             f"The audio array has shape {shape}; expected [t], [channels, t] or [1, channels, t]."
         )
     if not samples.size:
-        raise AudioError(f"The audio array is empty (shape {shape}); give a sound of at least 0.02 s.")
+        raise AudioError(f"The audio array is empty (shape {shape}); expected at least 0.02 s of audio.")
     if samples.shape[0] > _MAX_CHANNELS:
         raise AudioError(
             f"The audio array has shape {shape}, which is {samples.shape[0]} channels; "
@@ -107,3 +108,11 @@ def _as_channels(samples: Any) -> np.ndarray:
     if samples.dtype.kind not in "fi" and samples.dtype != np.uint8:
         raise AudioError(f"The audio array is {samples.dtype}; expected floats in -1..1 or signed integers.")
     return samples
+
+
+def _to_numpy(samples: Any) -> np.ndarray:
+    torch = sys.modules.get("torch")  # not imported here: without it there are no tensors
+    if torch is not None and isinstance(samples, torch.Tensor):
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
+    return np.asarray(samples)

@@ -12,10 +12,11 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..audio import edit
+from ..audio.resample import resample
 from ..config import as_fps
 from ..video.clip import Clip, open_clip, write_clip
 from ..video.formats import Preset
-from ..video.length import Match, adjusted, count_frames
+from ..video.length import LengthMode, count_frames, match_lengths
 from .files import Draft, temporary_file, temporary_folder, workflow_of
 from .host import errors_for_comfy
 from .video import LazyAudio, LazyVideo, as_audio, clip_of, samples_of, ticker
@@ -23,7 +24,7 @@ from .widgets import check_choices, check_widgets
 
 CATEGORY = "LatentSync"
 _IMAGE_FPS = "Frames per second of IMAGE input. A VIDEO has its own frame rate, and this is ignored."
-_MATCHES = [match.value for match in Match]
+_MATCHES = [match.value for match in LengthMode]
 _PRESETS = [preset.value for preset in Preset]
 _LONGEST = 24 * 3600.0  # seconds, of the widgets
 
@@ -116,7 +117,7 @@ class LatentSyncLoadVideo(io.ComfyNode):
             check_widgets(cls.define_schema().inputs, numbers)
             rate = as_fps(numbers["force_rate"]) if numbers["force_rate"] else None
             clip = open_clip(folder_paths.get_annotated_filepath(file), rate)
-            clip = clip.selected(
+            clip = clip.select(
                 numbers["skip_first_frames"], numbers["frame_load_cap"] or None, numbers["select_every_nth"]
             )
             info = _info(clip)
@@ -153,7 +154,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
                 io.Combo.Input(
                     "mode",
                     options=_MATCHES,
-                    default=Match.BOUNCE.value,
+                    default=LengthMode.BOUNCE.value,
                     tooltip="bounce, loop and freeze make the video as long as the sound, and a longer video is cut; "
                     "a shorter one goes on backwards and forwards in turns, from its start again, or with its last "
                     "frame standing still. cut_off: both end with the shorter one. silence: the video keeps its "
@@ -177,7 +178,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
     def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
         with errors_for_comfy():
             check_widgets(cls.define_schema().inputs, {"mode": mode})
-            clip = adjusted(clip_of(video, fps).with_sound(samples_of(audio)), Match(mode))
+            clip = match_lengths(clip_of(video, fps).with_audio(samples_of(audio)), LengthMode(mode))
         return io.NodeOutput(LazyVideo(clip), LazyAudio(clip))
 
 
@@ -230,7 +231,7 @@ class LatentSyncAudio(io.ComfyNode):
             samples = edit.trim(samples, rate, numbers["start"], numbers["duration"] or None)
             samples = edit.amplify(edit.delay(samples, rate, numbers["offset"]), numbers["gain_db"])
             wanted = numbers["sample_rate"] or rate
-            samples = edit.resample(samples, rate, wanted)
+            samples = resample(samples, rate, wanted)
             length = samples.shape[1] + round(numbers["silence_after"] * wanted)
             return io.NodeOutput(as_audio(edit.fit(samples, length), wanted))
 
@@ -304,7 +305,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
             check_widgets(cls.define_schema().inputs, {"format": format, "crf": crf})
             clip, preset = clip_of(video, fps), Preset(format)
             if audio is not None:
-                clip = clip.with_sound(samples_of(audio))
+                clip = clip.with_audio(samples_of(audio))
             path, shown = _saved(clip, preset, filename_prefix, crf, workflow_of(cls.hidden))
             return io.NodeOutput(LazyVideo(open_clip(path)), str(path), ui=ui.PreviewVideo([shown]))
 

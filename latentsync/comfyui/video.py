@@ -95,7 +95,7 @@ class LazyVideo(Input.Video):
         for number, frame in enumerate(islice(frames.frames(), most), start=1):
             images.add(frame)
             tick(number)
-        sound = self.clip.read_sound()
+        sound = self.clip.read_audio()
         audio = None if sound is None else as_audio(*sound)
         return Types.VideoComponents(images=images.images, audio=audio, frame_rate=frames.fps)
 
@@ -138,7 +138,7 @@ class LazyAudio(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if self._audio is None:
-            sound = self._clip.read_sound()
+            sound = self._clip.read_audio()
             if sound is None:
                 raise AudioError(
                     "The video has no sound, or none in the chosen part; load a sound from another file."
@@ -207,7 +207,7 @@ def _begin(clip: Clip, start: float) -> Fraction:
 def _between(clip: Clip, start: Fraction, duration: float) -> Clip:
     """The part from `start` seconds on, `duration` long; 0: to the end."""
     fps = clip.frames.fps
-    return clip.selected(round(start * fps), round(Fraction(duration) * fps) or None)
+    return clip.select(round(start * fps), round(Fraction(duration) * fps) or None)
 
 
 def samples_of(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:

@@ -1,17 +1,24 @@
-"""Reading and writing video."""
+"""Video input and output: frames from files, pipes, images and arrays; frames and audio into files.
 
-from .output_target import check_target
-from .pipe import is_pipe
-from .reader import VideoFile, open_video
-from .reverse import reversed_frames
-from .source import ArraySource, ColorTags, FrameSource, is_seekable
-from .stream_source import StreamSource
-from .writer import FrameSink, VideoWriter
+The names below are loaded on first use, so that a module which imports torch loads only where it is needed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .open import open_video
+    from .output_file import check_target
+    from .pipe import is_pipe
+    from .reverse import reversed_frames
+    from .source import ArraySource, ColorTags, FrameSource, is_seekable
+    from .stream_source import StreamSource
+    from .video_file import VideoFile
+    from .writer import VideoWriter
 
 __all__ = [
     "ArraySource",
     "ColorTags",
-    "FrameSink",
     "FrameSource",
     "StreamSource",
     "VideoFile",
@@ -22,3 +29,23 @@ __all__ = [
     "open_video",
     "reversed_frames",
 ]
+
+_MODULES = {
+    "ArraySource": "source",
+    "ColorTags": "source",
+    "FrameSource": "source",
+    "StreamSource": "stream_source",
+    "VideoFile": "video_file",
+    "VideoWriter": "writer",
+    "check_target": "output_file",
+    "is_pipe": "pipe",
+    "is_seekable": "source",
+    "open_video": "open",
+    "reversed_frames": "reverse",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The sound of the output file: copied packet by packet where the container takes it, else coded anew.
+"""The audio track of the output file: packets copied where the container holds the codec, else encoded.
 
-Sound is read while the picture is written, only as far ahead as the muxer needs, so memory does not grow
-with length. Its first sample is placed at the time of the first frame.
+Audio is read while the video is written, only as far ahead as the muxer needs, so memory does not grow with length.
+The first sample is placed at the time of the first frame.
 """
 
 from __future__ import annotations
@@ -11,53 +11,36 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import av
 from av.container import InputContainer, OutputContainer
 
-from ..audio.decode import Samples
+from ..audio.decode import FileAudio
+from ..audio.source import AudioInput, open_audio
 from ..errors import AudioError
+from ..media_file import open_media
 from ..shortage import raise_shortage
-from .audio_encode import Coding, End, add_encoded, array_frames
+from .audio_encode import VideoEnd, add_encoded, source_frames
+from .formats import AAC, AudioEncoding, can_hold_audio, lossless_audio
 
 log = logging.getLogger(__name__)
 
-# What players play in each container (matroska holds nearly everything).
-_EVERYWHERE = {"aac", "mp3", "ac3", "eac3", "alac"}
-_COPIED = {
-    ".mp4": _EVERYWHERE | {"opus", "flac"},
-    ".mov": _EVERYWHERE
-    | {"pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le", "pcm_f64le"},
-    ".mkv": _EVERYWHERE
-    | {"opus", "flac", "vorbis", "mp2", "dts", "truehd", "pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le"}
-    | {"pcm_f32le", "pcm_f64le"},
-}
-_BROWSER_SAFE = Coding("aac", "fltp", bit_rate=256_000)
-_TAGS_NOT_KEPT = (
-    "DURATION",
-    "ENCODER",
-    "BPS",
-    "NUMBER_OF",
-    "_STATISTICS",
-)  # matroska's notes on the old file
+# Prefixes of Matroska tags that describe the old file.
+_DROPPED_TAGS = ("DURATION", "ENCODER", "BPS", "NUMBER_OF", "_STATISTICS")
 
 
 @dataclass
 class AudioTrack:
-    """Packets of one output stream in order, muxed as the picture advances."""
+    """Packets of one output stream in order, muxed as the video advances."""
 
     container: OutputContainer
     packets: Iterator[av.Packet | None]  # None: there is none as yet
-    limit: Fraction | None  # seconds; packets beginning here or later are dropped
-    opened: contextlib.ExitStack
+    resources: contextlib.ExitStack
     _next: av.Packet | None = None
     _ended: bool = False
 
     def advance(self, until: Fraction | None) -> None:
-        """Mux every packet that begins before `until` seconds; None: all that is left."""
+        """Mux every packet that begins before `until` seconds; None: all that are left."""
         while not self._ended:
             if self._next is None:
                 try:
@@ -67,81 +50,72 @@ class AudioTrack:
                     return
             if self._next is None:
                 return
-            begins = self._next.pts * self._next.time_base
-            if self.limit is not None and begins >= self.limit:
-                self._ended = True
-                return
-            if until is not None and begins >= until:
+            if until is not None and self._next.pts * self._next.time_base >= until:
                 return
             self.container.mux(self._next)
             self._next = None
 
     def close(self) -> None:
-        """Close the sound file."""
-        self.opened.close()
+        """Close the audio file."""
+        self.resources.close()
 
 
 def open_track(
-    audio: str | Path | tuple[Any, int],
-    container: OutputContainer,
-    suffix: str,
-    limit: Fraction | None,
-    end: End | None = None,
+    audio: AudioInput, container: OutputContainer, suffix: str, end: VideoEnd | None = None
 ) -> AudioTrack:
     """Add a stream for `audio` to the container; call before anything is muxed.
 
-    `audio`: a file (its first sound stream), or (samples [t] or [channels, t], sample rate). `end`: of sound
-    that is coded, as `add_encoded` takes it.
-    Raises AudioError for sound that cannot be read or coded.
+    audio: a file (its first audio stream), samples with their rate, or an opened AudioSource. end: of audio that is
+    encoded, as `add_encoded` takes it. Raises AudioError for audio that cannot be read or encoded.
     """
-    with contextlib.ExitStack() as opened:
-        if isinstance(audio, (str, Path)):
-            packets = _from_file(Path(audio), container, suffix, opened, end)
+    with contextlib.ExitStack() as resources:
+        source = open_audio(audio)
+        if isinstance(source, FileAudio):
+            packets = _file_packets(source, container, suffix, resources, end)
         else:
-            frames, sample_format = array_frames(*audio)
-            packets = add_encoded(container, frames, _lossless(suffix, sample_format), end=end)
-        return AudioTrack(container, packets, limit, opened.pop_all())
+            frames, sample_format = source_frames(source)
+            packets = add_encoded(container, frames, lossless_audio(suffix, sample_format), end=end)
+        return AudioTrack(container, packets, resources.pop_all())
 
 
-def fits(stream: av.AudioStream, suffix: str) -> bool:
-    """Whether players play a stream so coded in a container of this kind."""
-    return _codec(stream) in _COPIED[suffix]
-
-
-def _codec(stream: av.AudioStream) -> str:
-    """FFmpeg has "mp3" and "mp3float" for one format."""
+def codec_name(stream: av.AudioStream) -> str:
+    """Return the name of a stream's format; FFmpeg has "mp3" and "mp3float" for one format."""
     return stream.codec_context.name.removesuffix("float") if stream.codec_context is not None else ""
 
 
-def _from_file(
-    path: Path, container: OutputContainer, suffix: str, opened: contextlib.ExitStack, end: End | None
+def _file_packets(
+    audio: FileAudio,
+    container: OutputContainer,
+    suffix: str,
+    resources: contextlib.ExitStack,
+    end: VideoEnd | None,
 ) -> Iterator[av.Packet | None]:
-    source, stream = _open(path)
-    opened.enter_context(source)
-    tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_TAGS_NOT_KEPT)}
-    first = _first_frame(path)
-    if fits(stream, suffix):
+    source = resources.enter_context(open_media(audio.path, AudioError))
+    stream = source.streams.audio[0]
+    tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_DROPPED_TAGS)}
+    name = codec_name(stream)
+    if can_hold_audio(suffix, name):
         copy = container.add_stream_from_template(stream)
         copy.metadata.update(tags)
-        return _copied(
-            source, stream, copy, first.pts * first.time_base if first.pts is not None else Fraction(0)
-        )
-    name = _codec(stream)
-    coding = _coding(path, name, stream, suffix)
-    log.info("The sound of %s (%s) is coded as %s for %s.", path, name, coding.codec.upper(), suffix)
-    return add_encoded(container, _frames(source, stream), coding, tags, end)
+        return _copy_packets(source, stream, copy, audio.start or Fraction(0))
+    encoding = _choose_encoding(audio, name, stream, suffix)
+    log.info(
+        "The audio of %s (%s) is encoded as %s for %s.", audio.path, name, encoding.codec.upper(), suffix
+    )
+    frames = resources.enter_context(contextlib.closing(audio.frames()))
+    return add_encoded(container, (frame for frame in frames if frame is not None), encoding, tags, end)
 
 
-def _copied(
+def _copy_packets(
     source: InputContainer, stream: av.AudioStream, copy: av.AudioStream, start: Fraction
 ) -> Iterator[av.Packet]:
-    """Packets re-timed so that the first sample heard, `start` by the decoder's clock, is at 0.
+    """Yield packets re-timed so that the first audible sample, `start` by the decoder's clock, is at 0.
 
-    Times become samples: containers that count milliseconds would put the end of the priming beside a sample.
+    Times are counted in samples: containers that count milliseconds would put the end of the priming between samples.
     """
     rate = stream.codec_context.sample_rate
     shift = last = None
-    for packet in _packets(source, stream):
+    for packet in _read_packets(source, stream):
         scale = packet.time_base * rate
         dts = round((packet.dts if packet.dts is not None else packet.pts) * scale)
         pts = round(packet.pts * scale) if packet.pts is not None else dts
@@ -149,7 +123,7 @@ def _copied(
             priming = _priming(packet)
             shift = round(start * rate) if priming is None else pts + priming
         dts, pts = dts - shift, pts - shift
-        if last is not None and dts <= last:  # a broken clock; muxers insist on order
+        if last is not None and dts <= last:  # a broken clock; muxers require increasing times
             dts = last + 1
         packet.duration = round((packet.duration or 0) * scale)
         packet.time_base = Fraction(1, rate)
@@ -159,21 +133,21 @@ def _copied(
 
 
 def _priming(packet: av.Packet) -> int | None:
-    """How many samples at the start of a decoded stream are not to be heard, where the container says."""
+    """Return the number of samples at the start that players skip; None where the container does not state it."""
     if not hasattr(packet, "get_sidedata") or not packet.has_sidedata("skip_samples"):  # PyAV before 16
         return None
     return int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
 
 
-def _packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
-    """Packets with data and a time; a file that breaks off ends here."""
+def _read_packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
+    """Yield packets with data and a time; in a damaged container they end early."""
     packets = source.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
             raise_shortage(error)
-            log.warning("%s is damaged (%s); the sound ends there.", source.name, error.strerror)
+            log.warning("%s is damaged (%s); the audio ends there.", source.name, error.strerror)
             return
         if packet is None:
             return
@@ -181,69 +155,18 @@ def _packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Pack
             yield packet
 
 
-def _frames(source: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-    warned = False
-    for packet in chain(_packets(source, stream), [None]):  # None makes the decoder give what it holds
-        try:
-            frames = stream.decode(packet)
-        except av.FFmpegError as error:
-            raise_shortage(error)
-            if not warned:
-                log.warning(
-                    "%s has damaged sound (%s); damaged parts are skipped.", source.name, error.strerror
-                )
-            warned = True
-            continue
-        yield from frames
-
-
-def _open(path: Path) -> tuple[InputContainer, av.AudioStream]:
-    try:
-        source = av.open(str(path.absolute()), metadata_errors="ignore")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise_shortage(error)
-        raise AudioError(
-            f"{path} is not a readable sound file ({getattr(error, 'strerror', error)})."
-        ) from None
-    if not source.streams.audio or source.streams.audio[0].codec_context is None:
-        source.close()
-        raise AudioError(f"{path} has no sound that can be read; give a file with sound, or no audio at all.")
-    return source, source.streams.audio[0]
-
-
-def _first_frame(path: Path) -> av.AudioFrame:
-    """The first samples that are heard; their time is where the packets' priming ends."""
-    source, stream = _open(path)
-    with source:
-        frame = next((frame for frame in _frames(source, stream) if frame.samples), None)
-    if frame is None:
-        raise AudioError(f"{path} has a sound stream without samples; give a file with sound.")
-    return frame
-
-
-def _coding(path: Path, name: str, stream: av.AudioStream, suffix: str) -> Coding:
-    """Lossless for sound that decodes to integers, which browsers play as FLAC in MP4; AAC for the rest."""
-    decoded = stream.codec_context.format.packed.name
-    if stream.codec_context.layout.nb_channels > 8:
-        raise AudioError(
-            f"{path} has {stream.codec_context.layout.nb_channels} channels of {name}; expected at most 8."
-        )
+def _choose_encoding(audio: FileAudio, name: str, stream: av.AudioStream, suffix: str) -> AudioEncoding:
+    """Choose a lossless encoding for audio that decodes to integers, which browsers play in MP4; AAC for the rest."""
+    decoded, channels = stream.codec_context.format.packed.name, stream.codec_context.layout.nb_channels
+    if channels > 8:
+        raise AudioError(f"{audio.path} has {channels} channels of {name}; expected at most 8.")
     if decoded in ("u8", "s16"):
-        return _lossless(suffix, "s16")
-    if decoded == "s32" and ((name != "pcm_s32le" and name != "pcm_s32be") or _fits_24_bits(path)):
-        return _lossless(suffix, "s32")
-    return _BROWSER_SAFE
+        return lossless_audio(suffix, "s16")
+    if decoded == "s32" and (name not in ("pcm_s32le", "pcm_s32be") or _fits_24_bits(audio)):
+        return lossless_audio(suffix, "s32")
+    return AAC
 
 
-def _lossless(suffix: str, sample_format: str) -> Coding:
-    if suffix == ".mov":  # QuickTime knows no FLAC
-        return Coding("pcm_s16le" if sample_format == "s16" else "pcm_s24le", sample_format)
-    return Coding("flac", sample_format)
-
-
-def _fits_24_bits(path: Path) -> bool:
-    """Whether the low byte of every 32-bit sample is 0, so that FLAC's 24 bits lose nothing."""
-    source, stream = _open(path)
-    samples = Samples()
-    with source:
-        return all(not (samples(frame) & 0xFF).any() for frame in _frames(source, stream))
+def _fits_24_bits(audio: FileAudio) -> bool:
+    """Return True if the low byte of every 32-bit sample is 0, so that FLAC's 24 bits lose nothing."""
+    return all(not (block & 0xFF).any() for block, _ in audio.pcm())

@@ -1,7 +1,8 @@
-"""Pictures with their sound, neither decoded before it is asked for, and writing them as a file."""
+"""A clip: frames with their audio, both decoded on demand; open it from a file and write it to one."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,61 +12,64 @@ from typing import Any
 
 import numpy as np
 
-from ..audio.clip import SoundClip, first_heard, sound_of
-from .decode import decoded, open_container
-from .encoder import x264
-from .formats import Preset
-from .reader import VideoFile, open_video
+from ..audio.clip import AudioClip
+from ..audio.decode import FileAudio
+from ..errors import AudioError
+from .formats import Preset, x264
+from .open import open_video
 from .remux import can_remux, remux
 from .selection import SelectedFrames
 from .source import FrameSource
+from .video_file import VideoFile
 from .writer import VideoWriter
 
-Samples = tuple[np.ndarray, int]  # float32 [channels, t] and the sample rate
-Sound = SoundClip | Samples | Callable[[], Samples]  # the last: found out when somebody reads it
+log = logging.getLogger(__name__)
 
-# By how much the first sample may miss the first frame, seconds: less is rounding of Matroska's clock (1 ms),
-# more a broken clock.
+Samples = tuple[np.ndarray, int]  # float32 [channels, t] and the sample rate
+Audio = AudioClip | Samples | Callable[[], Samples]  # the last: computed when it is read
+
+# Seconds between the first sample and the first frame: a smaller offset is rounding of Matroska's clock (1 ms), a
+# larger one a broken clock.
 _OFFSETS = (Fraction(1, 1000), 60)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A frame source and what sounds with it, both beginning at time 0."""
+    """A frame source and its audio, both beginning at time 0."""
 
     frames: FrameSource
-    sound: Sound | None = None
-    file: Path | None = None  # where both are exactly what this file holds
+    audio: Audio | None = None
+    file: Path | None = None  # a file that holds exactly these frames and this audio
 
-    def read_sound(self) -> Samples | None:
-        """Float32 [channels, t] and the sample rate; None where nothing sounds."""
-        sound = None if self.sound is None else _read(self.sound)
-        return sound if sound is not None and sound[0].shape[1] else None
+    def read_audio(self) -> Samples | None:
+        """Return float32 [channels, t] and the sample rate; None if there are no samples."""
+        audio = None if self.audio is None else _read(self.audio)
+        return audio if audio is not None and audio[0].shape[1] else None
 
-    def selected(self, skip: int = 0, cap: int | None = None, every: int = 1) -> Clip:
-        """Every `every`th frame after the first `skip`, at most `cap`, with the sound of that time."""
+    def select(self, skip: int = 0, cap: int | None = None, every: int = 1) -> Clip:
+        """Return every `every`th frame after the first `skip`, at most `cap`, with the audio of that time."""
         if (skip, cap, every) == (0, None, 1):
             return self
         part = SelectedFrames(self.frames, skip, cap, every)
         begin = skip / self.frames.fps
-        sound = self.sound and _part(self.sound, begin, None if cap is None else cap / part.fps)
-        return Clip(part, sound)
+        audio = self.audio and _part(self.audio, begin, None if cap is None else cap / part.fps)
+        return Clip(part, audio)
 
-    def with_sound(self, sound: Sound | None) -> Clip:
-        """The same pictures with another sound."""
-        return replace(self, sound=sound, file=None)
+    def with_audio(self, audio: Audio | None) -> Clip:
+        """Return the same frames with other audio."""
+        return replace(self, audio=audio, file=None)
 
 
 def open_clip(path: str | Path, fps: Fraction | None = None) -> Clip:
-    """A file as a Clip; `fps` puts its pictures on another time grid. Raises VideoError if it has none.
+    """Open a file as a Clip; `fps` puts its frames on another time grid. Raises VideoError if it has no frames.
 
-    Sound that begins before the first frame is cut there; what begins later has silence before it.
+    Audio that begins before the first frame is cut there; audio that begins later has silence before it. Audio that
+    cannot be decoded is left out with a warning.
     """
-    path, frames = Path(path), open_video(path, fps)
-    sound = sound_of(path)
-    if not isinstance(frames, VideoFile):
-        return Clip(frames, sound)
-    return Clip(frames, sound and _from_first_frame(sound, path), path if fps is None else None)
+    frames = open_video(path, fps)
+    if not isinstance(frames, VideoFile) or not frames.seekable:
+        return Clip(frames)
+    return Clip(frames, _audio_of(frames), frames.path if fps is None else None)
 
 
 def write_clip(
@@ -77,25 +81,24 @@ def write_clip(
     proxy: Path | None = None,
     tick: Callable[[int], Any] = lambda done: None,
 ) -> None:
-    """Write the clip; H.264 that lies in a file already is copied as it is, unless a proxy is wanted too.
+    """Write the clip. H.264 of a file is copied, unless the preset names an encoder or a proxy is wanted too.
 
-    Sound that begins after the last frame is left out. proxy: a smaller .mp4 written beside it, for showing.
-    tick: called with the number of frames written; what it raises ends the writing and removes the files.
+    Audio that begins after the last frame is left out. proxy: a smaller .mp4 written beside it, for display.
+    tick: called with the number of frames written; an exception from it ends the writing and removes the files.
     Raises OutputError, VideoError or AudioError.
     """
     metadata = dict(metadata or {})
     frames = clip.frames
-    if clip.file and preset.codec == "h264" and proxy is None and can_remux(clip.file, preset.suffix):
+    preset = preset.available(frames.width, frames.height)
+    if clip.file and preset.allows_remux and proxy is None and can_remux(clip.file, preset.suffix):
         remux(clip.file, path, metadata)
         return
-    encoder = preset.encoder(crf, frames.width, frames.height)
-    outputs = [(path, encoder), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
-    sound = _writable(clip)
-    with ExitStack() as opened:
-        how = {"audio": sound, "end_audio_with_video": True, "metadata": metadata}
+    outputs = [(path, preset.encoding(crf)), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
+    options = {"audio": _audio_input(clip), "end_audio_with_video": True, "metadata": metadata}
+    with ExitStack() as resources:
         writers = [
-            opened.enter_context(VideoWriter.of(target, frames, encoder=coded, **how))
-            for target, coded in outputs
+            resources.enter_context(VideoWriter.of(target, frames, encoding=encoding, **options))
+            for target, encoding in outputs
         ]
         for number, frame in enumerate(frames.frames(), start=1):
             for writer in writers:
@@ -103,42 +106,40 @@ def write_clip(
             tick(number)
 
 
-def _from_first_frame(sound: SoundClip, path: Path) -> SoundClip:
-    shown, heard = _first_shown(path), first_heard(path)
-    if shown is None or heard is None or not _OFFSETS[0] < abs(shown - heard) <= _OFFSETS[1]:
-        return sound
-    return sound.part(shown - heard)
+def _audio_of(frames: VideoFile) -> AudioClip | None:
+    """Return the audio of a file from its first frame on; None if it has none, or none that can be decoded."""
+    if not frames.has_audio:
+        return None
+    try:
+        start = FileAudio(frames.path).start
+    except AudioError as error:
+        log.warning("%s is used without its audio: %s", frames.path, error)
+        return None
+    audio = AudioClip(frames.path)
+    if start is None or frames.start is None or not _OFFSETS[0] < abs(frames.start - start) <= _OFFSETS[1]:
+        return audio
+    return audio.part(frames.start - start)
 
 
-def _first_shown(path: Path) -> Fraction | None:
-    """When the first picture is shown, in seconds by the file's clock; None where it does not say, as in AVI."""
-    container, stream = open_container(path)
-    with container:
-        picture = next(decoded(container, stream, lambda reason: None))
-        if container.format.name == "avi" or picture.pts is None:
-            return None
-        return picture.pts * picture.time_base
+def _audio_input(clip: Clip) -> Path | Samples | None:
+    """Return the audio for a writer: the file itself for all of its audio, so that packets can be copied."""
+    if isinstance(clip.audio, AudioClip) and clip.audio.whole:
+        return clip.audio.path
+    return clip.read_audio()
 
 
-def _writable(clip: Clip) -> Path | Samples | None:
-    """What a writer takes: the file itself for all of its sound, so that it can be copied."""
-    if isinstance(clip.sound, SoundClip) and clip.sound.whole:
-        return clip.sound.path
-    return clip.read_sound()
+def _read(audio: Audio) -> Samples:
+    if isinstance(audio, AudioClip):
+        return audio.read()
+    return audio() if callable(audio) else audio
 
 
-def _read(sound: Sound) -> Samples:
-    if isinstance(sound, SoundClip):
-        return sound.read()
-    return sound() if callable(sound) else sound
-
-
-def _part(sound: Sound, start: Fraction, seconds: Fraction | None) -> Sound:
-    if isinstance(sound, SoundClip):
-        return sound.part(start, seconds)
+def _part(audio: Audio, start: Fraction, seconds: Fraction | None) -> Audio:
+    if isinstance(audio, AudioClip):
+        return audio.part(start, seconds)
 
     def cut() -> Samples:
-        samples, rate = _read(sound)
+        samples, rate = _read(audio)
         samples = samples[:, round(start * rate) :]
         return samples[:, : None if seconds is None else round(seconds * rate)], rate
 

@@ -1,9 +1,8 @@
-"""Between coded Y'CbCr and 8-bit R'G'B', with the stream's own matrix and range.
+"""Convert between encoded Y'CbCr and 8-bit R'G'B', with the stream's own matrix and range.
 
-Swscale's default path for 8-bit video is fast but rounds downwards: on 1080p BT.709 video it darkens by 1.2
-of 255 on average. Accurate rounding with chroma interpolated to full resolution has no such bias, and coding
-the result again gives back the same luma and, within 0.01 on average, the same chroma: pixels that nobody
-touched survive the trip.
+Swscale's default path for 8-bit video is fast but rounds downwards: on 1080p BT.709 video it darkens by 1.2 of 255 on
+average. Accurate rounding with chroma interpolated to full resolution has no such bias. Converting the result back
+gives the same luma and, within 0.01 on average, the same chroma, so unchanged pixels keep their values.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ BT709, BT601 = 1, 6  # AVCOL_SPC_BT709, AVCOL_SPC_SMPTE170M
 _ACCURATE = 0x4 | 0x40000 | 0x2000  # SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT
 _SWS_BT709, _SWS_BT601 = 1, 5
 _STRETCH = np.clip(np.rint((np.arange(256) - 16.0) * 255 / 219), 0, 255).astype(np.uint8)  # 16 .. 235 to full
-# AVColorSpace -> SWS_CS_; other matrices (YCgCo, ICtCp ...) are taken as unstated.
+# AVColorSpace -> SWS_CS_; other matrices (YCgCo, ICtCp ...) count as not stated.
 _COEFFICIENTS = {1: _SWS_BT709, 4: 4, 5: _SWS_BT601, 6: _SWS_BT601, 7: 7, 9: 9, 10: 9}
 _MATRIX_NAMES = {1: "bt709", 4: "fcc", 5: "bt601", 7: "smpte240m", 9: "bt2020"}  # of the scale filter
 
 
 def default_matrix(width: int, height: int) -> int:
-    """The matrix of video that does not say: BT.709 for HD, BT.601 below (what mpv and browsers assume)."""
+    """Return the matrix of untagged video: BT.709 for HD, BT.601 below (as mpv and browsers assume)."""
     return BT709 if width >= 1280 or height > 576 else BT601
 
 
-def tags_of(frame: av.VideoFrame, stream: av.VideoStream) -> ColorTags:
-    """What frame and stream state, None for what neither does; a matrix only where pixels are Y'CbCr."""
+def read_tags(frame: av.VideoFrame, stream: av.VideoStream) -> ColorTags:
+    """Return the tags that the frame or else the stream states, None for those that neither does."""
     context = stream.codec_context
 
     def stated(name: str, unstated: int) -> int | None:
@@ -51,13 +50,13 @@ def tags_of(frame: av.VideoFrame, stream: av.VideoStream) -> ColorTags:
         primaries=stated("color_primaries", UNSPECIFIED),
         transfer=stated("color_trc", UNSPECIFIED),
     )
-    if frame.format.name.startswith("yuvj"):  # the old way of saying "full range"
+    if frame.format.name.startswith("yuvj"):  # the deprecated way to state full range
         tags = replace(tags, range=FULL)
     return tags
 
 
-def coded_tags(tags: ColorTags, width: int, height: int) -> ColorTags:
-    """Tags for a Y'CbCr stream of this coded size: gaps filled, and RGB sources given the usual matrix."""
+def complete_tags(tags: ColorTags, width: int, height: int) -> ColorTags:
+    """Return tags for a Y'CbCr stream of this size: missing range and matrix filled in, also those of RGB sources."""
     from_rgb = tags.matrix == 0
     return ColorTags(
         range=LIMITED if from_rgb or tags.range not in (LIMITED, FULL) else tags.range,
@@ -68,17 +67,17 @@ def coded_tags(tags: ColorTags, width: int, height: int) -> ColorTags:
 
 
 class ToRGB:
-    """Decoded frames of one stream to uint8 [h, w, 3]; one instance per thread."""
+    """Converter of one stream's decoded frames to uint8 [h, w, 3] RGB; one instance per thread."""
 
     def __init__(self, tags: ColorTags, width: int, height: int) -> None:
-        coded = coded_tags(tags, width, height)
-        self._matrix = _COEFFICIENTS[coded.matrix or BT709]
-        self._range = coded.range
+        tags = complete_tags(tags, width, height)
+        self._matrix = _COEFFICIENTS[tags.matrix or BT709]
+        self._range = tags.range
         self._size = (width, height)
         self._scaler = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """Alpha is dropped, more than 8 bits are rounded, another size (a stream may change it) is scaled."""
+        """Convert a frame. Alpha is dropped, more than 8 bits are rounded, a frame of another size is scaled."""
         name = frame.format.name
         if name.startswith("gray") and frame.color_range == LIMITED:
             return self._limited_grey(frame)
@@ -89,7 +88,7 @@ class ToRGB:
             *self._size,
             "rgb24",
             src_colorspace=self._matrix,
-            # Has no meaning for RGB, but older PyAV skips the whole set-up where both sides look equal.
+            # No effect for RGB, but older PyAV skips the whole setup if both colour spaces are equal.
             dst_colorspace=_SWS_BT709 if self._matrix == _SWS_BT601 else _SWS_BT601,
             src_color_range=self._range,
             dst_color_range=FULL,
@@ -98,16 +97,16 @@ class ToRGB:
         return rgb.to_ndarray()
 
     def _limited_grey(self, frame: av.VideoFrame) -> np.ndarray:
-        """Monochrome video at 16 .. 235; swscale takes every grey format for full range."""
+        """Convert monochrome video with range 16 .. 235; swscale treats every grey format as full range."""
         grey = self._scaler.reformat(frame, *self._size, "gray", interpolation=_ACCURATE).to_ndarray()
         return np.repeat(_STRETCH[grey][..., None], 3, axis=2)
 
 
 class FromRGB:
-    """uint8 [height, width, 3] RGB frames, both sides even, to Y'CbCr as complete tags (see coded_tags) say.
+    """Converter of uint8 [height, width, 3] RGB frames of even width and height to Y'CbCr, by complete tags.
 
-    Chroma lies where decoders take it to be: level with the left of two pixels and, where two rows share it
-    (4:2:0), between them. Swscale alone would put it between the columns, half a pixel off.
+    Chroma samples lie where decoders expect them: at the left one of two columns and, where two rows share them
+    (4:2:0), between the rows. Swscale alone would put them between the columns, half a pixel off.
     """
 
     def __init__(self, tags: ColorTags, width: int, height: int, pix_fmt: str = "yuv420p") -> None:
@@ -123,12 +122,13 @@ class FromRGB:
             f":out_v_chr_pos={between_rows}"
             ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
         )
-        coded = self._graph.add("format", f"pix_fmts={pix_fmt}")
+        to_format = self._graph.add("format", f"pix_fmts={pix_fmt}")
         sink = self._graph.add("buffersink")
-        for one, next_one in ((source, scale), (scale, coded), (coded, sink)):
+        for one, next_one in ((source, scale), (scale, to_format), (to_format, sink)):
             one.link_to(next_one)
         self._graph.configure()
 
     def __call__(self, image: np.ndarray) -> av.VideoFrame:
+        """Convert a frame."""
         self._graph.push(av.VideoFrame.from_ndarray(image, format="rgb24"))
         return self._graph.pull()

@@ -1,8 +1,7 @@
-"""Opening a container and decoding its picture, with plain words for what is wrong with a file."""
+"""Open the video stream of a container and decode its frames."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,76 +10,51 @@ import av
 from av.container import InputContainer
 
 from ..errors import VideoError
+from ..media_file import error_text, open_media
 from ..shortage import raise_shortage
 
-log = logging.getLogger(__name__)
 _COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
-_TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a part of the picture; only FFmpeg's own tools put it together
+_TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a tile of the image; only FFmpeg's own tools assemble them
 
 
-def check_file(path: Path) -> None:
-    """Raise VideoError unless `path` is a readable file with something in it."""
-    try:
-        if path.is_dir():
-            raise VideoError(f"{path} is a folder; expected a video or image file.")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise VideoError(f"{path} is empty (0 bytes); copy or export the video again.")
-    except VideoError:  # which is a ValueError too
-        raise
-    except FileNotFoundError:
-        raise VideoError(f"No video at {path}; check the path.") from None
-    except PermissionError:
-        raise VideoError(
-            f"No permission to read {path}; change its permissions or copy it elsewhere."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise VideoError(f"{path} cannot be read ({error}).") from None
+def open_video_stream(path: Path, file: Any = None) -> tuple[InputContainer, av.VideoStream]:
+    """Return the container and its first real video stream (cover art does not count), with threaded decoding.
 
-
-def open_container(path: Path, file: Any = None) -> tuple[InputContainer, av.VideoStream]:
-    """The container and its first real video stream (cover art does not count), with threaded decoding.
-
-    file: an object with `read` to take the bytes from, instead of the path.
+    file: an object with `read` that gives the bytes instead of the path. Raises VideoError.
     """
+    container = open_media(path, VideoError, file)
     try:
-        # Absolute, so that a name such as "take:2.mp4" is not taken for a network protocol.
-        container = av.open(str(path.absolute()) if file is None else file, metadata_errors="ignore")
-    except FileNotFoundError:
-        raise VideoError(f"There is no video at {path} any more; it was moved or deleted.") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise_shortage(error)
-        raise VideoError(
-            f"{path} is not a readable video ({_reason(error)}): it is damaged, incomplete (an interrupted "
-            "recording or download) or of another type; export it again or convert it with ffmpeg."
-        ) from None
-    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
-    if container.format.name == "tty":  # FFmpeg takes any .txt file for a text-mode animation
+        stream = _video_stream(container, path)
+    except VideoError:
         container.close()
-        raise VideoError(f"{path} is a text file; expected a video or image file.")
-    if not streams:
-        found = "only sound" if container.streams.audio else "nothing to show"
-        container.close()
-        raise VideoError(f"{path} has no video stream, {found}; expected a video or image file.")
-    if all(_disposition(stream) & _TILE for stream in streams):
-        container.close()
-        raise VideoError(f"{path} is a photo stored as tiles (HEIC, AVIF); export it as JPEG or PNG.")
-    # One picture beside a video, as in an animated AVIF, is its poster.
-    stream = next((stream for stream in streams if stream.frames != 1), streams[0])
-    if stream.codec_context is None:
-        container.close()
-        raise VideoError(f"{path} uses a video codec that this FFmpeg cannot decode; convert it to H.264.")
+        raise
     stream.thread_type = "AUTO"
     return container, stream
 
 
-def decoded(
-    container: InputContainer, stream: av.VideoStream, damaged: Callable[[str], None]
-) -> Iterator[av.VideoFrame]:
-    """Frames in display order from the container's position on.
+def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
+    streams = [stream for stream in container.streams.video if not _disposition(stream) & _COVER_ART]
+    if container.format.name == "tty":  # FFmpeg takes any .txt file for a text-mode animation
+        raise VideoError(f"{path} is a text file; expected a video or image file.")
+    if not streams:
+        found = "only audio" if container.streams.audio else "and no audio either"
+        raise VideoError(f"{path} has no video stream, {found}; expected a video or image file.")
+    if all(_disposition(stream) & _TILE for stream in streams):
+        raise VideoError(f"{path} is a photo stored as tiles (HEIC, AVIF); export it as JPEG or PNG.")
+    # A single frame beside a video, as in an animated AVIF, is its poster.
+    stream = next((stream for stream in streams if stream.frames != 1), streams[0])
+    if stream.codec_context is None:
+        raise VideoError(f"{path} uses a video codec that this FFmpeg cannot decode; convert it to H.264.")
+    return stream
 
-    `damaged` is called with a reason for every packet that cannot be used; decoding goes on with the next.
-    Raises MemoryError where not the file but the machine is to blame.
+
+def decode_frames(
+    container: InputContainer, stream: av.VideoStream, on_damage: Callable[[str], None]
+) -> Iterator[av.VideoFrame]:
+    """Yield frames in display order from the container's position on.
+
+    `on_damage` is called with a reason for every packet that cannot be used; decoding goes on with the next one.
+    Raises MemoryError if the machine lacks memory or threads.
     """
     packets = container.demux(stream)
     while True:
@@ -88,8 +62,8 @@ def decoded(
             packet = next(packets, None)
         except (av.FFmpegError, OSError) as error:
             raise_shortage(error)
-            damaged(_reason(error))  # the container itself ends here; what the decoder still holds follows
-            yield from _flushed(stream)
+            on_damage(error_text(error))  # nothing more can be read; the decoder's own frames follow
+            yield from _flush(stream)
             return
         if packet is None:
             return
@@ -97,12 +71,13 @@ def decoded(
             frames = stream.decode(packet)
         except av.FFmpegError as error:
             raise_shortage(error)
-            damaged(_reason(error))
+            on_damage(error_text(error))
             continue
         yield from frames
 
 
-def _flushed(stream: av.VideoStream) -> list[av.VideoFrame]:
+def _flush(stream: av.VideoStream) -> list[av.VideoFrame]:
+    """Return the frames that the decoder still holds."""
     try:
         return list(stream.decode(None))
     except av.FFmpegError as error:
@@ -110,13 +85,5 @@ def _flushed(stream: av.VideoStream) -> list[av.VideoFrame]:
         return []
 
 
-def _is_cover(stream: av.VideoStream) -> bool:
-    return bool(_disposition(stream) & _COVER_ART)
-
-
 def _disposition(stream: av.VideoStream) -> int:
     return int(getattr(getattr(stream, "disposition", 0), "value", 0))
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

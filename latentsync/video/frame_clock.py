@@ -1,4 +1,4 @@
-"""From true timestamps to a constant time grid: which picture is on screen at frame i."""
+"""Map timestamps to a constant frame rate: the frame on display at i / fps seconds, for every i."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ STANDARD_RATES = (
 )
 
 
-STILL_RATE = Fraction(25)  # for pictures that do not move, and where the container does not say
-_PLAUSIBLE = (5, 240)  # frames per second; lips cannot move in a slide show, and clocks can be damaged
+STILL_RATE = Fraction(25)  # for still images, and where the container states no rate
+_PLAUSIBLE = (
+    5,
+    240,
+)  # frames per second; a slide show is too slow for moving lips, and clocks can be damaged
 
 
 def nominal_rate(
     guessed: Fraction | None, average: Fraction | None, seconds: Fraction | None = None
 ) -> Fraction:
-    """Frames per second of a stream, exact for the rates in use; 25 where nothing from 5 to 240 is stated.
+    """Return the frames per second of a stream, exact for standard rates; 25 unless one from 5 to 240 is stated.
 
-    The rate that fits the timestamps (`guessed`) where it agrees with the average within 1 %, which excludes
-    variable frame rate, or within one frame over the `seconds` of the stream: one late frame changes the
-    average of a short clip by more. Else the average, at the nearest standard rate if within 0.5 %.
+    This is the rate that fits the timestamps (`guessed`) if it agrees with the average within 1 %, which excludes
+    variable frame rate, or within one frame over the `seconds` of the stream: one late frame changes the average of a
+    short clip by more. Else it is the average, or a standard rate within 0.5 % of it.
     """
     if not average or average < 0:
         average = guessed if guessed and guessed > 0 else STILL_RATE
@@ -45,26 +48,26 @@ def nominal_rate(
     return average.limit_denominator(1001)
 
 
-_STILL_SECONDS = 3600  # the longest time one picture is believed to stand
+_STILL_SECONDS = 3600  # the longest plausible time between two frames
 
 
 class Clock:
-    """Ticks of frames: round((pts - origin) * time_base * fps), halves upwards.
+    """Tick numbers of frames: round((pts - origin) * time_base * fps), halves upwards.
 
-    A frame without a timestamp, or with one that goes backwards (a recorder restarted) or hours ahead (it
-    is damaged), is counted: it gets the tick after the previous frame's, and time goes on from there.
+    A frame without a timestamp, or with one that jumps backwards (a recorder restarted) or hours ahead (it is
+    damaged), gets the tick after the previous frame's, and later timestamps count from there.
     """
 
     def __init__(self, origin: int, time_base: Fraction, fps: Fraction, stamp: str = "pts") -> None:
         self._origin = origin
-        self._stamp = stamp  # the attribute of frames that tells the time
+        self._stamp = stamp  # attribute of the frames that holds their time
         self._scale = time_base * fps
         self._longest = _STILL_SECONDS / time_base
         self._last_pts: int | None = None
         self._tick = -1
 
     def tick(self, frame: av.VideoFrame) -> int:
-        """The grid index of the next frame in display order."""
+        """Return the tick of the next frame in display order."""
         pts = getattr(frame, self._stamp)
         if pts is None or not self._follows(pts):
             self._tick += 1
@@ -79,7 +82,7 @@ class Clock:
         return self._last_pts is None or 0 <= pts - self._last_pts <= self._longest
 
     def end(self, frame: av.VideoFrame) -> int:
-        """The tick at which the last frame is no longer shown; its own if it ends before that begins."""
+        """Return the tick at which the last frame is no longer displayed; its own if it ends before that begins."""
         duration = getattr(frame, "duration", 0) or 0
         if self._last_pts is None or not duration:
             return self._tick + 1
@@ -94,10 +97,10 @@ class Clock:
 
 
 def hold(frames: Iterator[av.VideoFrame], clock: Clock, start: int) -> Iterator[tuple[av.VideoFrame, int]]:
-    """(frame, how many ticks from `start` on it is shown), for the frames that are shown at all.
+    """Yield (frame, number of ticks from `start` on that display it) for every frame that is displayed at all.
 
-    Several frames on one tick: the last one counts. A tick without a frame repeats the one before; the last
-    frame lasts as long as it says.
+    Of several frames on one tick, the last one counts. A tick without a frame repeats the one before. The last frame
+    lasts as long as its duration states.
     """
     shown: av.VideoFrame | None = None
     index = start

@@ -1,4 +1,4 @@
-"""Turning frames upright, losslessly, as the container's display matrix asks."""
+"""Turn frames upright, without loss, by the container's display matrix."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _UNNAMED_SIDE_DATA = range(28, 48)  # AVFrameSideDataType values after the last 
 
 @dataclass(frozen=True)
 class Orientation:
-    """Transpose first, then mirror: every quarter turn and mirror image is one of these eight."""
+    """One of the eight quarter turns and mirror images: transpose first, then mirror."""
 
     transpose: bool = False
-    mirror_x: bool = False  # left and right change places
-    mirror_y: bool = False  # top and bottom change places
+    mirror_x: bool = False  # left and right are swapped
+    mirror_y: bool = False  # top and bottom are swapped
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Orientation:
-        """What the frame's display matrix asks; odd angles are taken to the nearest quarter turn."""
+        """Return the orientation of the frame's display matrix; other angles are rounded to a quarter turn."""
         data = _display_matrix(frame)
         if data is None:
             return cls()
@@ -36,7 +36,7 @@ class Orientation:
         return cls(mirror_x=a < 0, mirror_y=d < 0)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """The upright image, uint8 [h, w, 3], C-contiguous."""
+        """Return the upright image, uint8 [h, w, 3], C-contiguous."""
         if self.transpose:
             image = cv2.transpose(image)
         if self.mirror_x and self.mirror_y:
@@ -49,7 +49,7 @@ class Orientation:
 
 
 def _display_matrix(frame: av.VideoFrame) -> bytes | None:
-    """The frame's display matrix; a photo with EXIF data carries side data that PyAV 18 cannot list."""
+    """Return the frame's display matrix; a photo with EXIF data carries side data that PyAV 18 cannot list."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # a kind of side data without a name in PyAV's enum
@@ -58,7 +58,7 @@ def _display_matrix(frame: av.VideoFrame) -> bytes | None:
 
 
 def _without_unnamed(frame: av.VideoFrame) -> av.VideoFrame:
-    """The same picture without the side data that PyAV has no name for."""
+    """Return the same frame without the side data that PyAV has no name for."""
     graph = av.filter.Graph()
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)

@@ -1,4 +1,4 @@
-"""Where frames come from: the protocol every source follows, and frames that are already in memory."""
+"""Frame sources: the protocol that all follow, their base class, and frames already in memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ Source = TypeVar("Source", bound="ClosingSource")
 
 @dataclass(frozen=True)
 class ColorTags:
-    """How numbers mean colours, as FFmpeg's enums; None: not stated.
+    """Colour tags of the encoded stream, as FFmpeg's enums; None: not stated.
 
-    Tags describe the coded stream. Frames are always R'G'B', so a sink needs the tags only to code them
-    the same way again and to say so in the file.
+    Frames are always R'G'B'. A writer uses the tags to encode them like the source, and states them in the file.
     """
 
     range: int | None = None  # AVColorRange: 1 limited (16 .. 235), 2 full (0 .. 255)
@@ -32,9 +31,9 @@ class ColorTags:
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames on a constant time grid: frame i is what is shown at i / fps seconds.
+    """Frames on a constant time grid: frame i is the one on display at i / fps seconds.
 
-    A source that can be read only once says so with an attribute `seekable = False`; see `is_seekable`.
+    A source that can be read only once has an attribute `seekable = False`; see `is_seekable`.
     """
 
     fps: Fraction
@@ -45,19 +44,22 @@ class FrameSource(Protocol):
     pixel_aspect: Fraction  # width of a pixel over its height, after rotation; 1 for square pixels
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB; each call starts anew, or raises VideoError."""
+        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB.
+
+        Each call starts again, or raises VideoError.
+        """
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
-        """Frames `start` .. `stop - 1`, fewer where the source ends earlier."""
+        """Return frames `start` .. `stop - 1`, fewer if the source ends earlier."""
 
 
 def is_seekable(source: FrameSource) -> bool:
-    """Whether `frames` can be called more than once; not part of the protocol, as most sources need not say so."""
+    """Return True if `frames` can be called more than once, which is the default for a source without `seekable`."""
     return bool(getattr(source, "seekable", True))
 
 
 class ClosingSource:
-    """What our own sources share: random access through `frames`, and use as a context manager."""
+    """Base class of the sources in this project: random access through `frames`, and use as a context manager."""
 
     fps: Fraction
     width: int
@@ -68,10 +70,11 @@ class ClosingSource:
     seekable: bool = True
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB."""
         raise NotImplementedError
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
-        """Frames `start` .. `stop - 1`, fewer where the source ends earlier."""
+        """Return frames `start` .. `stop - 1`, fewer if the source ends earlier."""
         taken: list[np.ndarray] = []
         stream = self.frames(start)
         try:
@@ -81,11 +84,11 @@ class ClosingSource:
                     break
                 taken.append(frame)
         finally:
-            stream.close()  # type: ignore[attr-defined]  # frees the decoder now, not at some later collection
+            stream.close()  # type: ignore[attr-defined]  # frees the decoder now, not at a later garbage collection
         return taken
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Free what the source holds between calls; by default, nothing."""
 
     def __enter__(self: Source) -> Source:
         return self
@@ -103,7 +106,7 @@ class ArraySource(ClosingSource):
     """
 
     def __init__(self, frames: np.ndarray, fps: Fraction | float | int | str = Fraction(25)) -> None:
-        self._frames = _checked(frames)
+        self._frames = _check_frames(frames)
         self.fps = as_fps(fps)
         self.frame_estimate = len(self._frames)
         self.height, self.width = self._frames.shape[1:3]
@@ -111,12 +114,12 @@ class ArraySource(ClosingSource):
         self.pixel_aspect = Fraction(1)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Copies of the frames from `start` on, so that the caller may paint on them."""
+        """Yield copies of the frames from `start` on, into which the caller may write."""
         for frame in self._frames[start:]:
             yield np.array(frame, order="C")
 
 
-def _checked(frames: Any) -> np.ndarray:
+def _check_frames(frames: Any) -> np.ndarray:
     if not isinstance(frames, np.ndarray):
         raise VideoError(
             f"Frames are {type(frames).__name__}; expected a numpy array uint8 [n, h, w, 3] RGB."

@@ -1,4 +1,4 @@
-"""Frames that come once: a live capture, or somebody else's decoder."""
+"""Frames from an iterable that can be read once, such as a live capture or another decoder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .source import ClosingSource, ColorTags
 class StreamSource(ClosingSource):
     """A source of frames uint8 [h, w, 3] RGB from any iterable, of which `frames` can be called once.
 
-    fps: as `as_fps` takes it, which raises InputError. width, height: pixels; where one is missing, the first
-    frame is waited for. Raises VideoError if there is none. The iterable is read only as frames are asked
-    for; it may use one buffer for all of them. `close` closes it where it can be closed.
+    fps: as `as_fps` takes it, which raises InputError. width, height: pixels; if one is missing, the first frame is
+    read at once. Raises VideoError if there is none. The iterable is read only as frames are requested; it may use
+    one buffer for all of them. `close` closes it if it has a `close`.
     """
 
     seekable = False
@@ -43,25 +43,25 @@ class StreamSource(ClosingSource):
                 f"Frames are {type(frames).__name__}; expected an iterable of arrays uint8 [h, w, 3] RGB."
             ) from None
         self._iterable = self._frames
-        self._taken = False
+        self._used = False
         if width is None or height is None:
             first = next(self._frames, None)
             if first is None:
                 raise VideoError("The stream has no frame; expected at least one.")
-            seen = _checked(first, 0)
-            width, height = width or seen.shape[1], height or seen.shape[0]
+            _check_frame(first, 0)
+            width, height = width or first.shape[1], height or first.shape[0]
             self._frames = chain([first], self._frames)
         self.width, self.height = width, height
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Frames `start`, `start + 1`, ...; the caller may paint on them. Raises VideoError on a second call."""
-        if self._taken:
+        """Yield frames `start`, `start + 1`, ... as copies. Raises VideoError on a second call."""
+        if self._used:
             raise VideoError(
                 "The stream's frames can be read only once, and they have been; open it again, or save it as a "
                 "file first."
             )
-        self._taken = True
-        return self._pass(start)
+        self._used = True
+        return self._copies(start)
 
     def close(self) -> None:
         """Close the iterable, if it has a `close`."""
@@ -69,22 +69,22 @@ class StreamSource(ClosingSource):
         if hasattr(self._iterable, "close"):
             self._iterable.close()
 
-    def _pass(self, start: int) -> Iterator[np.ndarray]:
+    def _copies(self, start: int) -> Iterator[np.ndarray]:
         for index, frame in enumerate(self._frames):
-            height, width = _checked(frame, index).shape[:2]
+            _check_frame(frame, index)
+            height, width = frame.shape[:2]
             if (width, height) != (self.width, self.height):
                 raise VideoError(
-                    f"Frame {index} is {width}x{height}; expected {self.width}x{self.height}, as the stream began."
+                    f"Frame {index} is {width}x{height}; expected {self.width}x{self.height} like the first frame."
                 )
             if index >= start:
                 yield np.array(frame, order="C")
 
 
-def _checked(frame: Any, index: int) -> np.ndarray:
+def _check_frame(frame: Any, index: int) -> None:
     if not isinstance(frame, np.ndarray):
         raise VideoError(
             f"Frame {index} is a {type(frame).__name__}; expected a numpy array uint8 [h, w, 3] RGB."
         )
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise VideoError(f"Frame {index} is {frame.dtype} {list(frame.shape)}; expected uint8 [h, w, 3] RGB.")
-    return frame

@@ -1,4 +1,4 @@
-"""Sound from files and arrays: every sample where it belongs, and errors that say what to do."""
+"""Audio from files and arrays: samples at the right time, and errors that say what to do."""
 
 import logging
 from fractions import Fraction
@@ -11,6 +11,7 @@ import torch
 
 from latentsync_memsafe.latentsync.audio import AudioSource, open_audio
 from latentsync_memsafe.latentsync.errors import AudioError
+from latentsync_memsafe.latentsync.video import VideoWriter
 
 from support.paths import clip
 
@@ -22,17 +23,17 @@ def sweep(rate: int, seconds: float = 2.0) -> np.ndarray:
 
 
 def write(
-    path: Path, codec: str, samples: np.ndarray, rate: int, *, pictures: bool = False, start: int = 0
+    path: Path, codec: str, samples: np.ndarray, rate: int, *, with_video: bool = False, start: int = 0
 ) -> Path:
-    """Encode float samples [c, n]; `pictures` adds a video stream before the sound."""
+    """Encode float samples [c, n]; `with_video` adds a video stream before the audio."""
     with av.open(str(path), "w") as container:
-        if pictures:
+        if with_video:
             video = container.add_stream("mpeg4", rate=25)
             video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(samples)]
-        sound = container.add_stream(codec, rate=rate)
-        sound.layout = layout
-        if pictures:
+        audio = container.add_stream(codec, rate=rate)
+        audio.layout = layout
+        if with_video:
             for _ in range(10):
                 grey = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8), format="rgb24")
                 container.mux(video.encode(grey))
@@ -41,8 +42,8 @@ def write(
             part = np.ascontiguousarray(samples[:, first : first + 4096])
             frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
             frame.sample_rate, frame.pts = rate, start + first
-            container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
     return path
 
 
@@ -50,10 +51,10 @@ def read(source: AudioSource) -> np.ndarray:
     return np.concatenate(list(source.blocks()))
 
 
-def lag(heard: np.ndarray, meant: np.ndarray) -> int:
-    """Samples by which `heard` comes late."""
-    size = 2 * max(len(heard), len(meant))
-    match = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(meant, size)))
+def lag(decoded: np.ndarray, expected: np.ndarray) -> int:
+    """Return by how many samples `decoded` is late against `expected`."""
+    size = 2 * max(len(decoded), len(expected))
+    match = np.fft.irfft(np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(expected, size)))
     best = int(match.argmax())
     return best if best < size // 2 else best - size
 
@@ -93,17 +94,17 @@ def test_demo_clip():
         ("a.ogg", "libopus", 48000, 1, 2e-2),
     ],
 )
-def test_every_codec_gives_the_sound_in_its_place(tmp_path, name, codec, rate, channels, error):
+def test_every_codec_gives_the_samples_at_their_time(tmp_path, name, codec, rate, channels, error):
     samples = np.repeat(sweep(rate)[None], channels, axis=0)
-    path = write(tmp_path / name, codec, samples, rate, pictures=name in ("a.mp4", "a.mkv"))
+    path = write(tmp_path / name, codec, samples, rate, with_video=name in ("a.mp4", "a.mkv"))
     source = open_audio(path)
-    heard, meant = read(source), sweep(16000)
+    decoded, expected = read(source), sweep(16000)
     packet = 0 if codec in ("flac", "libmp3lame", "libopus") or "pcm" in codec else 2048
     assert 2 <= source.duration <= 2 + Fraction(packet, rate)  # AAC may end on a whole packet
-    assert abs(len(heard) - source.duration * 16000) <= 1
-    assert lag(heard, meant) == 0
+    assert abs(len(decoded) - source.duration * 16000) <= 1
+    assert lag(decoded, expected) == 0
     # The sharp ends ring in any resampler or codec.
-    assert np.sqrt(np.mean((heard[800:31200] - meant[800:31200]) ** 2)) < error
+    assert np.sqrt(np.mean((decoded[800:31200] - expected[800:31200]) ** 2)) < error
 
 
 def test_channels_are_averaged(tmp_path):
@@ -130,32 +131,32 @@ def test_duration_is_counted_before_or_after_reading(tmp_path):
     assert sum(map(len, blocks)) > 0
 
 
-def test_a_late_start_is_the_beginning(tmp_path):
+def test_a_late_start_time_adds_no_silence(tmp_path):
     path = write(tmp_path / "a.mkv", "pcm_s16le", sweep(16000)[None], 16000, start=16000)
     assert open_audio(path).duration == 2
 
 
 def test_a_gap_in_the_timestamps_is_silence(tmp_path):
-    path, sound = tmp_path / "a.mkv", sweep(16000)
+    path, audio = tmp_path / "a.mkv", sweep(16000)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16000)
         stream.layout = "mono"
         for first, pts in ((0, 0), (16000, 24000)):  # the second second starts half a second late
-            part = (sound[None, first : first + 16000] * 32767).astype(np.int16)
+            part = (audio[None, first : first + 16000] * 32767).astype(np.int16)
             frame = av.AudioFrame.from_ndarray(part, format="s16", layout="mono")
             frame.sample_rate, frame.pts = 16000, pts
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     source = open_audio(path)
-    heard = read(source)
+    decoded = read(source)
     assert source.duration == Fraction(5, 2)
-    np.testing.assert_allclose(heard[:16000], sound[:16000], atol=1e-4)
-    assert not heard[16000:24000].any()
-    np.testing.assert_allclose(heard[24000:], sound[16000:], atol=1e-4)
+    np.testing.assert_allclose(decoded[:16000], audio[:16000], atol=1e-4)
+    assert not decoded[16000:24000].any()
+    np.testing.assert_allclose(decoded[24000:], audio[16000:], atol=1e-4)
 
 
 def damage(path: Path, which: slice) -> None:
-    """Overwrite the content of some sound packets."""
+    """Overwrite the content of some audio packets."""
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(audio=0) if p.size]
     data = bytearray(path.read_bytes())
@@ -167,20 +168,20 @@ def damage(path: Path, which: slice) -> None:
 def test_damaged_packets_become_silence_with_one_warning(tmp_path, caplog):
     path = write(tmp_path / "a.mp4", "aac", sweep(48000)[None], 48000)
     whole = open_audio(path)
-    sound, duration = read(whole), whole.duration
+    audio, duration = read(whole), whole.duration
     damage(path, slice(40, 43))
     with caplog.at_level(logging.WARNING):
         source = open_audio(path)
-        heard = read(source)
+        decoded = read(source)
         read(source)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "damaged sound" in caplog.text
+    assert "damaged audio" in caplog.text
     assert source.duration == duration
     start, stop = 38 * 1024 // 3, 45 * 1024 // 3
-    np.testing.assert_allclose(heard[:start], sound[:start], atol=1e-6)
+    np.testing.assert_allclose(decoded[:start], audio[:start], atol=1e-6)
     # What follows keeps its place; the decoder fills some bands with noise of its own.
-    np.testing.assert_allclose(heard[stop:], sound[stop:], atol=1e-2)
-    assert lag(heard[stop:], sweep(16000)[stop:]) == 0
+    np.testing.assert_allclose(decoded[stop:], audio[stop:], atol=1e-2)
+    assert lag(decoded[stop:], sweep(16000)[stop:]) == 0
 
 
 def test_a_file_cut_short_gives_what_is_there(tmp_path):
@@ -199,12 +200,12 @@ def message(audio: object) -> str:
     return text
 
 
-def test_files_that_are_no_sound(tmp_path):
-    assert "There is no file" in message(tmp_path / "missing.wav")
-    assert "is a folder; expected a sound or video file" in message(tmp_path)
+def test_files_without_usable_audio_are_refused(tmp_path):
+    assert "No audio at" in message(tmp_path / "missing.wav")
+    assert "is a folder; expected an audio or video file" in message(tmp_path)
     (tmp_path / "empty.wav").touch()
     assert "is empty (0 bytes)" in message(tmp_path / "empty.wav")
-    (tmp_path / "text.wav").write_text("not a sound" * 100)
+    (tmp_path / "text.wav").write_text("not audio" * 100)
     assert "is not a readable media file" in message(tmp_path / "text.wav")
     silent = tmp_path / "silent.mp4"
     with av.open(str(silent), "w") as container:
@@ -212,7 +213,7 @@ def test_files_that_are_no_sound(tmp_path):
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(video.encode(None))
-    assert message(silent).endswith("has no sound; give --audio a file with sound.")
+    assert message(silent).endswith("has no audio; give a file with audio.")
     header = write(tmp_path / "a.wav", "pcm_s16le", sweep(16000)[None], 16000).read_bytes()[:78]
     (tmp_path / "header.wav").write_bytes(header)
     assert "without samples" in message(tmp_path / "header.wav")
@@ -231,7 +232,7 @@ def test_a_file_with_nan_is_refused(tmp_path):
 # --- arrays
 
 
-def test_array_forms_are_the_same_sound():
+def test_all_array_forms_give_the_same_samples():
     mono = sweep(16000)
     stereo = np.stack([mono, mono])
     for samples in (
@@ -256,16 +257,16 @@ def test_integers_are_scaled_by_their_range(dtype):
     limits = np.iinfo(dtype)
     middle = (limits.max + limits.min + 1) // 2
     values = np.array([limits.min, middle, limits.max] * 200, dtype)
-    heard = read(open_audio((values, 16000)))
-    assert heard[0] == -1 and heard[1] == 0
-    assert heard[2] == pytest.approx(1 - 2.0 ** (1 - limits.bits), abs=1e-7)
+    decoded = read(open_audio((values, 16000)))
+    assert decoded[0] == -1 and decoded[1] == 0
+    assert decoded[2] == pytest.approx(1 - 2.0 ** (1 - limits.bits), abs=1e-7)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 768000])
 def test_resampling_keeps_time_and_level(rate):
-    heard, meant = read(open_audio((sweep(rate, 1.0), rate))), sweep(16000, 1.0)
-    assert abs(len(heard) - len(meant)) <= 1
-    np.testing.assert_allclose(heard[400:15600], meant[400:15600], atol=2e-4)
+    decoded, expected = read(open_audio((sweep(rate, 1.0), rate))), sweep(16000, 1.0)
+    assert abs(len(decoded) - len(expected)) <= 1
+    np.testing.assert_allclose(decoded[400:15600], expected[400:15600], atol=2e-4)
 
 
 def test_loud_samples_are_kept_and_integers_as_floats_warned_of(caplog):
@@ -273,9 +274,9 @@ def test_loud_samples_are_kept_and_integers_as_floats_warned_of(caplog):
         assert read(open_audio((3 * sweep(16000), 16000))).max() == pytest.approx(0.9, abs=1e-3)
         assert not caplog.records
         samples = 32768 * np.tile(sweep(16000), 5)
-        sound = open_audio((samples, 16000))
+        audio = open_audio((samples, 16000))
         for _ in range(2):  # once for its level, once for its features
-            assert np.array_equal(read(sound), samples)
+            assert np.array_equal(read(audio), samples)
     assert len(caplog.records) == 1
     assert "has samples up to 9830; expected -1..1. Divide 16-bit values by 32768." in caplog.text
 
@@ -300,6 +301,32 @@ def test_arrays_that_cannot_be_used():
         )
     assert "audio is a ndarray; expected a file path or (samples, sample rate)" in message(ok)
     assert "audio is a NoneType" in message(None)
+
+
+def test_an_opened_source_is_passed_on_unchanged(tmp_path):
+    source = open_audio((sweep(16000), 16000))
+    assert open_audio(source) is source
+    with VideoWriter(tmp_path / "a.mp4", Fraction(25), 64, 48, audio=source) as writer:
+        for _ in range(50):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    np.testing.assert_allclose(read(open_audio(tmp_path / "a.mp4")), sweep(16000), atol=2**-23)
+    again = open_audio(tmp_path / "a.mp4")
+    with VideoWriter(tmp_path / "b.mp4", Fraction(25), 64, 48, audio=again) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    np.testing.assert_array_equal(read(open_audio(tmp_path / "b.mp4")), read(again))
+
+
+def test_any_audio_source_can_be_written(tmp_path):
+    class Sweep:
+        duration = Fraction(2)
+
+        def blocks(self):
+            yield from np.split(sweep(16000), 4)
+
+    assert isinstance(Sweep(), AudioSource)
+    with VideoWriter(tmp_path / "a.mp4", Fraction(25), 64, 48, audio=Sweep()) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    np.testing.assert_allclose(read(open_audio(tmp_path / "a.mp4")), sweep(16000), atol=2**-23)
 
 
 def test_opening_copies_nothing():

@@ -1,9 +1,10 @@
-"""Changing sound, against what must come out."""
+"""Trimming, delaying, fitting, amplifying and resampling samples."""
 
 import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync.audio import edit
+from latentsync_memsafe.latentsync.audio.resample import resample
 from latentsync_memsafe.latentsync.errors import AudioError
 
 from support.media import tone
@@ -45,7 +46,7 @@ def test_decibels(decibels: float, factor: float) -> None:
 def test_resampling_keeps_a_sine_in_place(channels: int, rate: int, new_rate: int) -> None:
     seconds = 1.7  # more than one block
     samples = np.repeat(tone(seconds, rate)[:1], channels, axis=0)
-    changed = edit.resample(samples, rate, new_rate)
+    changed = resample(samples, rate, new_rate)
     assert changed.shape == (channels, round(samples.shape[1] * new_rate / rate))
     inner = slice(new_rate // 20, -new_rate // 20)  # the filter has no neighbours at the ends
     expected = tone(seconds, new_rate)[:1, : changed.shape[1]]
@@ -54,4 +55,4 @@ def test_resampling_keeps_a_sine_in_place(channels: int, rate: int, new_rate: in
 
 
 def test_the_same_rate_is_left_alone() -> None:
-    assert edit.resample(RAMP, RATE, RATE) is RAMP
+    assert resample(RAMP, RATE, RATE) is RAMP

@@ -201,7 +201,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "sound is a folder": (made("audio", folder("folder.wav")), "folder"),
     "sound empty": (made("audio", written("empty.wav", b"")), "empty"),
     "sound is text": (made("audio", written("text.wav", b"words " * 99)), "text.wav"),
-    "sound is a silent film": (lambda tmp, material: {"audio": material / "portrait.mp4"}, "sound"),
+    "sound is a silent film": (lambda tmp, material: {"audio": material / "portrait.mp4"}, "audio"),
     "sound of no sample": (made("audio", lambda tmp: wav(tmp / "none.wav", np.zeros(0))), "none.wav"),
     "sound of one sample": (made("audio", lambda tmp: wav(tmp / "one.wav", np.zeros(1))), "s"),
     "sound shorter than a frame": (made("audio", lambda tmp: wav(tmp / "short.wav", np.zeros(240))), "s"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync.audio import FeatureStream
-from latentsync_memsafe.latentsync.audio.features import Piece
+from latentsync_memsafe.latentsync.audio.features import Chunk
 from latentsync_memsafe.latentsync.config import ModelConfig, SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
@@ -123,15 +124,14 @@ def test_the_sound_is_heard_on_the_gpu() -> None:
     class Quiet(FeatureStream):
         """Without the spectrogram, which is the CPU's."""
 
-        def _measure(self) -> tuple[int, float]:
-            return 3000, 0.0
+        rows = 1500
 
-        def _mel_pieces(self) -> Iterator[tuple[torch.Tensor, Piece]]:
-            yield torch.empty(80, 3000), Piece(0, 0, 1500)
+        def _mel_chunks(self) -> Iterator[tuple[torch.Tensor, Chunk]]:
+            yield torch.empty(80, 3000), Chunk(0, 0, 1500)
 
     with fake_gpu():
         encoder = loaded(networks("tiny"), torch.float16).audio_encoder
-        heard = list(Quiet(encoder, None).frames(25, 20))
+        heard = list(Quiet(encoder, None).windows(Fraction(i, 25) for i in range(20)))
         assert len(heard) == 20
         assert {(one.device, one.dtype, one.shape[0]) for one in heard} == {(DEVICE, torch.float32, 50)}
 

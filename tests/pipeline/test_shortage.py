@@ -8,16 +8,30 @@ import av
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio import decode as audio_decode
+from latentsync_memsafe.latentsync import media_file, shortage
 from latentsync_memsafe.latentsync.audio import open_audio
 from latentsync_memsafe.latentsync.video import audio_track
-from latentsync_memsafe.latentsync.video.decode import decoded
+from latentsync_memsafe.latentsync.video.decode import decode_frames
 from latentsync_memsafe.memsafe import is_oom
 
 from support import media
 
 DAMAGE = av.error.InvalidDataError(errno.EINVAL, "damaged")
 SHORTAGES = [av.error.MemoryError(errno.ENOMEM, "none"), av.error.BlockingIOError(errno.EAGAIN, "none")]
+
+
+@pytest.fixture(autouse=True)
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortage, "memory_is_short", lambda: True)
+
+
+def test_an_absurd_size_in_a_damaged_file_is_no_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg reports it as ENOMEM."""
+    monkeypatch.setattr(shortage, "memory_is_short", lambda: False)
+    shortage.raise_shortage(SHORTAGES[0])
+    for error in (SHORTAGES[1], MemoryError()):
+        with pytest.raises(MemoryError):
+            shortage.raise_shortage(error)
 
 
 class Number(int):
@@ -51,7 +65,7 @@ class Failing:
 def test_pictures(where: str, shown: list[int | None]) -> None:
     def frames(error: Exception) -> list[object]:
         failing = Failing(where, error)
-        return list(decoded(failing, failing, lambda reason: None))
+        return list(decode_frames(failing, failing, lambda reason: None))
 
     assert frames(DAMAGE) == shown
     for error in SHORTAGES:
@@ -92,16 +106,15 @@ def test_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(source.blocks()))
     errors = [DAMAGE]
     real = av.open
-    monkeypatch.setattr(audio_decode.av, "open", lambda *args, **how: Opened(real(*args, **how), errors[0]))
+    monkeypatch.setattr(media_file.av, "open", lambda *args, **how: Opened(real(*args, **how), errors[0]))
     assert len(np.concatenate(list(source.blocks()))) == len(whole)  # with silence in it
     for errors[0] in SHORTAGES:
         with pytest.raises(MemoryError):
             list(source.blocks())
 
 
-@pytest.mark.parametrize("where", ["demux", "decode", "flush"])
-def test_sound_that_is_copied_or_coded_anew(where: str) -> None:
+def test_audio_that_is_copied() -> None:
     for error in SHORTAGES:
-        failing = Failing(where, error)
+        failing = Failing("demux", error)
         with pytest.raises(MemoryError):
-            list(audio_track._frames(failing, failing))
+            list(audio_track._read_packets(failing, failing))

@@ -1,4 +1,4 @@
-"""Files as cameras, phones and broken downloads make them."""
+"""Unusual files: photos with EXIF, AVIF, slide shows, late starts, broken downloads, eight channels."""
 
 import logging
 import struct
@@ -27,7 +27,7 @@ def photo() -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_photos_are_turned_as_their_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_photos_are_turned_by_their_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     exif[0x010F] = "Camera"
@@ -71,7 +71,7 @@ def part_of(data: bytes, kind: bytes) -> bytes:
 
 
 def tiled(single: bytes) -> bytes:
-    """An AVIF of two tiles side by side (ISO/IEC 23008-12, 6.6.2.3), both of them the picture of `single`."""
+    """An AVIF of two tiles side by side (ISO/IEC 23008-12, 6.6.2.3), both of them the frame of `single`."""
     width, height = photo().size
     pixels = part_of(single, b"mdat")[8:]
     grid = struct.pack(">BBBBHH", 0, 0, 0, 1, 2 * width, height)
@@ -101,7 +101,7 @@ def tiled(single: bytes) -> bytes:
 
 
 @needs_avif
-def test_a_photo_of_tiles_is_refused_and_not_taken_for_its_first_tile(tmp_path: Path) -> None:
+def test_a_photo_of_tiles_is_refused(tmp_path: Path) -> None:
     single = BytesIO()
     photo().save(single, "AVIF", quality=90)
     path = tmp_path / "tiles.avif"
@@ -111,7 +111,7 @@ def test_a_photo_of_tiles_is_refused_and_not_taken_for_its_first_tile(tmp_path: 
         open_video(path)
 
 
-def test_slide_shows_and_stills_get_frames_for_the_lips(tmp_path: Path) -> None:
+def test_slide_shows_and_stills_get_a_normal_frame_rate(tmp_path: Path) -> None:
     slides = media.make_clip(tmp_path / "slides.mp4", 3, 25, timestamps=[0, 50, 100])
     source = open_video(slides)
     assert source.fps == 25
@@ -121,7 +121,7 @@ def test_slide_shows_and_stills_get_frames_for_the_lips(tmp_path: Path) -> None:
 
 
 def test_one_late_frame_does_not_change_the_rate_of_a_short_clip(tmp_path: Path) -> None:
-    # What a fragmented MP4 looks like whose sound begins with 23 ms of priming.
+    # What a fragmented MP4 looks like whose audio begins with 23 ms of priming.
     stamps = [0, *(596 + 1024 * i for i in range(1, 30))]
     clip = media.make_clip(tmp_path / "a.mp4", 30, 25, timestamps=stamps, time_base=Fraction(1, 25_600))
     source = open_video(clip)
@@ -131,7 +131,7 @@ def test_one_late_frame_does_not_change_the_rate_of_a_short_clip(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
-def test_a_late_beginning_is_not_a_missing_end(
+def test_a_late_start_is_not_reported_as_incomplete(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clip = media.make_clip(tmp_path / name, 20, 25, timestamps=range(75, 95))
@@ -143,7 +143,7 @@ def test_a_late_beginning_is_not_a_missing_end(
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
-def test_a_file_that_breaks_off_gives_what_is_there_and_a_warning(
+def test_a_truncated_file_gives_its_frames_and_a_warning(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / name

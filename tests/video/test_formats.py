@@ -1,4 +1,4 @@
-"""Files of every kind that a clip can be saved as."""
+"""Saving a clip in every format."""
 
 import logging
 from fractions import Fraction
@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync.errors import OutputError
-from latentsync_memsafe.latentsync.video import ArraySource, open_video, remux
-from latentsync_memsafe.latentsync.video import formats as presets
+from latentsync_memsafe.latentsync.video import ArraySource, formats, open_video, remux
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
-from latentsync_memsafe.latentsync.video.encoder import Encoder, works, x264
-from latentsync_memsafe.latentsync.video.formats import Preset
+from latentsync_memsafe.latentsync.video.formats import Preset, VideoEncoding, can_encode, x264
 
 from support.media import decoded_sound, make_clip, number_of, numbered_frame, tone
 
-PICTURES = np.stack([numbered_frame(i, (62, 46)) for i in range(9)])
+FRAMES = np.stack([numbered_frame(i, (62, 46)) for i in range(9)])
 METADATA = {"prompt": '{"1": {}}', "workflow": '{"nodes": ["é"]}'}
 
 
 def clip(fps: Fraction = Fraction(30000, 1001)) -> Clip:
-    return Clip(ArraySource(PICTURES, fps), (tone(0.3, 44100, 2), 44100))
+    return Clip(ArraySource(FRAMES, fps), (tone(0.3, 44100, 2), 44100))
 
 
 def packets(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
@@ -31,22 +29,24 @@ def packets(path: Path, kind: str) -> list[tuple[int | None, bytes]]:
 
 
 @pytest.mark.parametrize("preset", list(Preset))
-def test_every_kind_holds_frames_sound_and_workflow(tmp_path: Path, preset: Preset) -> None:
+def test_every_format_holds_frames_audio_and_workflow(tmp_path: Path, preset: Preset) -> None:
     path, done = tmp_path / f"out{preset.suffix}", []
     write_clip(clip(), path, preset, metadata=METADATA, tick=done.append)
     written = open_video(path)
     assert [number_of(frame) for frame in written.frames()] == list(range(9)) == [n - 1 for n in done]
     assert (written.fps, written.width, written.height) == (Fraction(30000, 1001), 62, 46)
     with av.open(str(path)) as container:
-        assert container.streams.video[0].codec_context.name == preset.codec
+        assert container.streams.video[0].codec_context.name == (
+            "prores" if preset is Preset.PRORES else "h264"
+        )
         tags = {key.lower(): text for key, text in container.metadata.items()}
     assert METADATA.items() <= tags.items()
-    exact = np.rint(clip().read_sound()[0] * 2**23) / 2**23  # type: ignore[index]
+    exact = np.rint(clip().read_audio()[0] * 2**23) / 2**23  # type: ignore[index]
     np.testing.assert_array_equal(decoded_sound(path), exact)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_quality_is_what_was_asked_for(tmp_path: Path) -> None:
+def test_crf_sets_the_quality(tmp_path: Path) -> None:
     sizes = []
     for crf in (4, 40):
         write_clip(clip(), tmp_path / "out.mp4", crf=crf)
@@ -54,7 +54,7 @@ def test_quality_is_what_was_asked_for(tmp_path: Path) -> None:
     assert sizes[0] > 2 * sizes[1]
 
 
-def test_prores_keeps_colours_and_where_they_lie(tmp_path: Path) -> None:
+def test_prores_keeps_colours_and_chroma_position(tmp_path: Path) -> None:
     """Bars of one colour a row: chroma half a pixel off would mix neighbours."""
     picture = np.empty((48, 64, 3), np.uint8)
     picture[::4], picture[1::4], picture[2::4], picture[3::4] = (
@@ -69,23 +69,44 @@ def test_prores_keeps_colours_and_where_they_lie(tmp_path: Path) -> None:
     assert np.abs(error).mean() < 2 and np.abs(error).max() < 16
 
 
-def test_without_nvenc_x264_codes_and_the_log_says_so(
+def test_without_nvenc_x264_encodes_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = []
-    monkeypatch.setattr(presets, "works", lambda encoder, *size: asked.append((encoder.codec, size)))
-    assert Preset.MP4_NVENC.encoder(20, 63, 48) == x264(20)
+    monkeypatch.setattr(
+        formats, "can_encode", lambda encoding, *size: asked.append((encoding.codec, size)) or False
+    )
+    assert Preset.MP4_NVENC.available(63, 48).encoding(20) == x264(20)
     assert asked == [("h264_nvenc", (64, 48))]
     assert "NVENC does not work" in caplog.text
-    monkeypatch.setattr(presets, "works", lambda *_: True)
-    assert Preset.MP4_NVENC.encoder(20, 63, 48).codec == "h264_nvenc"
+    monkeypatch.setattr(formats, "can_encode", lambda *_: True)
+    assert Preset.MP4_NVENC.available(63, 48).encoding(20).codec == "h264_nvenc"
 
 
-def test_an_encoder_works_only_if_it_codes_a_picture(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("works", [True, False])
+def test_nvenc_encodes_h264_files_again_or_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
+) -> None:
+    """x264 at another quality stands for the GPU's encoder."""
+    source = make_clip(tmp_path / "in.mp4", 20)
+    monkeypatch.setattr(formats, "can_encode", lambda *_: works)
+    monkeypatch.setattr(formats, "nvenc", lambda crf=16: x264(40))
+    write_clip(open_clip(source), tmp_path / "out.mp4", Preset.MP4_NVENC)
+    copied = [d for _, d in packets(source, "video")] == [
+        d for _, d in packets(tmp_path / "out.mp4", "video")
+    ]
+    assert copied != works
+    assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(20))
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    expected = f"NVENC does not work here for 64x48; the video is saved as {Preset.MP4.value} instead."
+    assert warnings == ([] if works else [expected])
+
+
+def test_an_encoder_works_only_if_it_encodes_a_frame(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert works(x264(), 64, 48)
-    assert not works(Encoder("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
-    assert not works(Encoder("no_such_encoder", "yuv420p", {}), 64, 48)
+    assert can_encode(x264(), 64, 48)
+    assert not can_encode(VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
+    assert not can_encode(VideoEncoding("no_such_encoder", "yuv420p", {}), 64, 48)
     assert caplog.text.count("cannot be used here") == 2
 
 
@@ -124,7 +145,7 @@ def test_h264_in_a_file_is_copied_packet_by_packet(
         {"codec": "libx264", "audio": tone(0.4), "audio_codec": "pcm_s16le"},
     ],
 )
-def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict) -> None:
+def test_codecs_that_browsers_lack_are_encoded_again(tmp_path: Path, made: dict) -> None:
     source = make_clip(tmp_path / "in.mkv", 10, **made)
     write_clip(open_clip(source), tmp_path / "out.mp4")
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -133,17 +154,17 @@ def test_what_does_not_play_everywhere_is_coded_anew(tmp_path: Path, made: dict)
     assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(10))
 
 
-def test_another_sound_or_part_is_never_copied_from_the_file(tmp_path: Path) -> None:
+def test_other_audio_or_a_part_is_never_remuxed(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", 20, audio=tone(0.8))
-    assert open_clip(source).with_sound(None).file is None
-    assert open_clip(source).selected(skip=1).file is None
+    assert open_clip(source).with_audio(None).file is None
+    assert open_clip(source).select(skip=1).file is None
     assert open_clip(source, Fraction(50)).file is None
-    write_clip(open_clip(source).with_sound(None), tmp_path / "mute.mp4")
-    assert open_clip(tmp_path / "mute.mp4").sound is None
+    write_clip(open_clip(source).with_audio(None), tmp_path / "mute.mp4")
+    assert open_clip(tmp_path / "mute.mp4").audio is None
 
 
-def test_sound_ends_with_the_frames(tmp_path: Path) -> None:
-    write_clip(Clip(ArraySource(PICTURES), (tone(5), 44100)), tmp_path / "out.mp4")
+def test_audio_ends_with_the_frames(tmp_path: Path) -> None:
+    write_clip(Clip(ArraySource(FRAMES), (tone(5), 44100)), tmp_path / "out.mp4")
     assert decoded_sound(tmp_path / "out.mp4").shape[1] < (9 / 25 + 0.2) * 44100
 
 

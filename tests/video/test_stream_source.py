@@ -1,4 +1,4 @@
-"""Frames that come once: from an iterable, and from a pipe."""
+"""Sources that can be read once: an iterable, and a pipe."""
 
 import os
 import threading
@@ -35,7 +35,7 @@ def one_buffer() -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("make", [lambda: list(FRAMES), lambda: iter(FRAMES), one_buffer])
-def test_a_stream_is_the_source_an_array_is_but_once(make: Callable) -> None:
+def test_a_stream_gives_the_frames_of_an_array_once(make: Callable) -> None:
     source, array = StreamSource(make(), "29.97"), ArraySource(FRAMES, "29.97")
     assert isinstance(source, FrameSource)
     assert (source.fps, source.width, source.height) == (array.fps, array.width, array.height)
@@ -94,7 +94,7 @@ def test_each_frame_is_checked(bad: object, message: str) -> None:
         next(frames)
 
 
-def test_what_is_no_stream_is_refused_at_once() -> None:
+def test_invalid_streams_are_refused_at_once() -> None:
     with pytest.raises(VideoError, match="no frame"):
         StreamSource([], 25)
     with pytest.raises(VideoError, match="Frame 0 is uint8"):

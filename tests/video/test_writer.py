@@ -1,4 +1,4 @@
-"""Writing video: exact times, colours that survive, sound that is copied, whole files or none."""
+"""Writing video: exact times, preserved colours, copied audio, complete files or none."""
 
 import logging
 import os
@@ -80,14 +80,14 @@ def test_saturated_colours_survive_the_round_trip(tmp_path: Path, matrix: int, f
 
 
 @pytest.mark.parametrize(("size", "matrix"), [((64, 48), 6), ((64, 720), 1), ((1280, 64), 1)])
-def test_untagged_sources_get_the_usual_matrix_and_say_so(
+def test_untagged_sources_get_the_default_matrix_and_tags(
     tmp_path: Path, size: tuple[int, int], matrix: int
 ) -> None:
     source = open_video(write(tmp_path / "a.mp4", 1, size=size, color=ColorTags(matrix=0, range=2)))
     assert (source.color.matrix, source.color.range) == (matrix, 1)
 
 
-def test_odd_sides_grow_by_a_replicated_pixel(tmp_path: Path) -> None:
+def test_odd_sizes_grow_by_a_replicated_pixel(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(60, 200, (1, 1, 3), np.uint8).repeat(33, 0).repeat(47, 1)
     with VideoWriter(tmp_path / "a.mp4", Fraction(25), 47, 33, crf=1) as sink:
@@ -104,9 +104,9 @@ def partial_files(folder: Path) -> list[str]:
 def test_a_failure_leaves_nothing_and_an_old_file_as_it_was(tmp_path: Path) -> None:
     old = tmp_path / "old.mp4"
     old.write_bytes(b"precious")
-    sound = media.make_sound(tmp_path / "s.wav", media.tone(1), "pcm_s16le")
+    audio = media.make_sound(tmp_path / "s.wav", media.tone(1), "pcm_s16le")
     for path in (old, tmp_path / "new.mp4", tmp_path / "deep" / "er" / "new.mkv"):
-        with pytest.raises(ZeroDivisionError), VideoWriter(path, Fraction(25), *SIZE, audio=sound) as sink:
+        with pytest.raises(ZeroDivisionError), VideoWriter(path, Fraction(25), *SIZE, audio=audio) as sink:
             for number in range(80):
                 sink.write(media.numbered_frame(number))
             assert old.read_bytes() == b"precious"
@@ -144,7 +144,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     assert partial_files(tmp_path) == ["file", "folder.mp4"]
 
 
-def test_a_full_disk_is_said_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(packets: list[av.Packet]) -> None:
         raise OSError(28, "No space left on device")
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
-def test_a_write_that_really_fails_is_noticed(tmp_path: Path) -> None:
+def test_a_failing_write_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     script = """
 import resource, sys, numpy as np
 from fractions import Fraction
@@ -189,7 +189,7 @@ with VideoWriter(sys.argv[1], Fraction(25), 64, 48):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_what_a_killed_run_left_goes_with_the_next_one_for_the_same_file_only(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_removed_by_the_next_one_for_the_same_output(tmp_path: Path) -> None:
     out, other = tmp_path / "a.mp4", tmp_path / "b.mp4"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, "a.mp4"], cwd=tmp_path, capture_output=True, text=True
@@ -224,7 +224,7 @@ def test_a_link_is_followed_and_only_ordinary_files_are_replaced(tmp_path: Path)
     (tmp_path / "to_fifo.mp4").symlink_to(tmp_path / "fifo.mp4")
     before = partial_files(tmp_path)
     for name in ("circle.mp4", "fifo.mp4", "to_fifo.mp4"):
-        with pytest.raises(OutputError, match="no ordinary file"):
+        with pytest.raises(OutputError, match="not an ordinary file"):
             write(tmp_path / name)
     assert (
         partial_files(tmp_path)
@@ -262,31 +262,31 @@ def audio_stream(path: Path) -> tuple[str, int, int]:
 
 
 @pytest.mark.parametrize(("name", "codec", "rate"), COPIES)
-def test_sound_is_copied_sample_for_sample(tmp_path: Path, name: str, codec: str, rate: int) -> None:
+def test_audio_is_copied_sample_for_sample(tmp_path: Path, name: str, codec: str, rate: int) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg cannot write {codec}")
-    sound = media.make_sound(tmp_path / name, media.tone(SECONDS, rate, 2), codec, rate)
-    path = write(tmp_path / "out.mp4", 30, audio=sound)
-    before, after = media.decoded_sound(sound), media.decoded_sound(path)
+    audio = media.make_sound(tmp_path / name, media.tone(SECONDS, rate, 2), codec, rate)
+    path = write(tmp_path / "out.mp4", 30, audio=audio)
+    before, after = media.decoded_sound(audio), media.decoded_sound(path)
     # MP4 may keep the padding of the last packet, which Ogg and MP3 headers cut off.
     assert before.shape[1] <= after.shape[1] < before.shape[1] + 2 * 1152
     assert np.array_equal(after[:, : before.shape[1]], before)
-    assert audio_stream(path) == audio_stream(sound)
+    assert audio_stream(path) == audio_stream(audio)
 
 
 @pytest.mark.parametrize("name", ["a_aac.mkv", "a_opus.mkv", "a.flac", "a.ac3", "a.wav", "a.ogg"])
-def test_sound_is_copied_into_matroska(tmp_path: Path, name: str) -> None:
+def test_audio_is_copied_into_matroska(tmp_path: Path, name: str) -> None:
     codec = {"a_aac.mkv": "aac", "a_opus.mkv": "libopus", "a.wav": "pcm_f32le", "a.ogg": "flac"}.get(
         name, name[2:]
     )
-    sound = media.make_sound(tmp_path / name, media.tone(SECONDS, 48000, 2), codec, 48000)
-    path = write(tmp_path / "out.mkv", 30, audio=sound)
-    assert np.array_equal(media.decoded_sound(path), media.decoded_sound(sound))
-    assert audio_stream(path) == audio_stream(sound)
+    audio = media.make_sound(tmp_path / name, media.tone(SECONDS, 48000, 2), codec, 48000)
+    path = write(tmp_path / "out.mkv", 30, audio=audio)
+    assert np.array_equal(media.decoded_sound(path), media.decoded_sound(audio))
+    assert audio_stream(path) == audio_stream(audio)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
-def test_the_sound_of_a_video_with_an_edit_list(tmp_path: Path, suffix: str) -> None:
+def test_the_audio_of_a_video_with_an_edit_list(tmp_path: Path, suffix: str) -> None:
     clip = media.make_clip(tmp_path / "in.mp4", 30, audio=TONES)
     path = write(tmp_path / f"out{suffix}", 30, audio=clip)
     assert np.array_equal(media.decoded_sound(path), media.decoded_sound(clip))
@@ -311,12 +311,12 @@ def test_the_sound_of_a_video_with_an_edit_list(tmp_path: Path, suffix: str) -> 
 def test_wave_files_in_mp4(
     tmp_path: Path, codec: str, exact: bool, coded: str, channels: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sound = media.make_sound(tmp_path / "a.wav", media.tone(SECONDS, 44100, channels), codec)
+    audio = media.make_sound(tmp_path / "a.wav", media.tone(SECONDS, 44100, channels), codec)
     with caplog.at_level(logging.INFO, "latentsync_memsafe"):
-        path = write(tmp_path / "out.mp4", 30, audio=sound)
+        path = write(tmp_path / "out.mp4", 30, audio=audio)
     assert audio_stream(path) == (coded, 44100, channels)
     assert coded.upper() in caplog.text
-    before, after = media.decoded_sound(sound), media.decoded_sound(path)
+    before, after = media.decoded_sound(audio), media.decoded_sound(path)
     if exact:
         assert np.array_equal(before, after)
     else:
@@ -325,18 +325,18 @@ def test_wave_files_in_mp4(
 
 def test_32_bit_waves_that_hold_24_bits_stay_lossless(tmp_path: Path) -> None:
     samples = np.round(media.tone(0.5) * 2**15) / 2**15
-    sound = media.make_sound(tmp_path / "a.wav", samples, "pcm_s32le")
-    path = write(tmp_path / "out.mp4", audio=sound)
+    audio = media.make_sound(tmp_path / "a.wav", samples, "pcm_s32le")
+    path = write(tmp_path / "out.mp4", audio=audio)
     assert audio_stream(path)[0] == "flac"
-    assert np.array_equal(media.decoded_sound(sound), media.decoded_sound(path))
+    assert np.array_equal(media.decoded_sound(audio), media.decoded_sound(path))
 
 
 @pytest.mark.parametrize("suffix", [".mov", ".mkv"])
 def test_wave_files_are_copied_where_players_take_them(tmp_path: Path, suffix: str) -> None:
-    sound = media.make_sound(tmp_path / "a.wav", TONES, "pcm_s16le")
-    path = write(tmp_path / f"out{suffix}", audio=sound)
+    audio = media.make_sound(tmp_path / "a.wav", TONES, "pcm_s16le")
+    path = write(tmp_path / f"out{suffix}", audio=audio)
     assert audio_stream(path)[0] == "pcm_s16le"
-    assert np.array_equal(media.decoded_sound(sound), media.decoded_sound(path))
+    assert np.array_equal(media.decoded_sound(audio), media.decoded_sound(path))
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
@@ -350,7 +350,7 @@ def test_arrays_are_kept_to_24_bits(tmp_path: Path, suffix: str, channels: int, 
     assert audio_stream(path)[1:] == (rate, channels)
 
 
-def test_loud_and_short_arrays(tmp_path: Path) -> None:
+def test_arrays_are_clipped_and_may_be_short(tmp_path: Path) -> None:
     loud = np.array([[2.0, 1.0, -1.0, -3.0, 0.25]], np.float32)
     after = media.decoded_sound(write(tmp_path / "a.mp4", audio=(loud, 8000)))
     assert after.tolist() == [[1 - 2**-23, 1 - 2**-23, -1, -1, 0.25]]
@@ -359,29 +359,22 @@ def test_loud_and_short_arrays(tmp_path: Path) -> None:
     assert after.tolist() == [(words / 32768).tolist()]
 
 
-def test_sound_ends_where_asked(tmp_path: Path) -> None:
-    sound = media.make_sound(tmp_path / "a.wav", media.tone(4), "pcm_s16le")
-    longest = 4608 / 44100  # a FLAC packet
-    limited = media.decoded_sound(write(tmp_path / "l.mp4", 50, audio=sound, audio_limit=Fraction(1))).shape[
-        1
-    ]
-    assert 44100 <= limited < 44100 * (1 + longest)
-    with_video = media.decoded_sound(
-        write(tmp_path / "v.mp4", 50, audio=sound, end_audio_with_video=True)
-    ).shape[1]
-    assert with_video == 88200
-    assert media.decoded_sound(write(tmp_path / "w.mp4", 50, audio=sound)).shape[1] == 4 * 44100
+def test_audio_ends_with_the_video_only_if_requested(tmp_path: Path) -> None:
+    audio = media.make_sound(tmp_path / "a.wav", media.tone(4), "pcm_s16le")
+    for end_with_video, seconds in ((True, 2), (False, 4)):
+        path = write(tmp_path / "out.mp4", 50, audio=audio, end_audio_with_video=end_with_video)
+        assert media.decoded_sound(path).shape[1] == seconds * 44100
 
 
 @pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001)])
 @pytest.mark.parametrize("frames", [1, 2, 7, 90])
 @pytest.mark.parametrize(("suffix", "bits"), [(".mp4", 16), (".mp4", 24), (".mov", 24), (".mkv", 24)])
-def test_sound_that_is_coded_ends_with_the_picture_to_the_sample(
+def test_encoded_audio_ends_with_the_video_to_the_sample(
     tmp_path: Path, fps: Fraction, frames: int, suffix: str, bits: int
 ) -> None:
     noise = np.random.default_rng(frames).integers(-(2**15), 2**15, (2, 4 * 8000), np.int16)
     samples = noise if bits == 16 else noise.astype(np.int32) << 16
-    for length in (samples.shape[1], 400):  # the second outlasts no picture but that of one frame
+    for length in (samples.shape[1], 400):  # the second one outlasts only the video of one frame
         path = write(
             tmp_path / f"a{suffix}", frames, fps, audio=(samples[:, :length], 8000), end_audio_with_video=True
         )
@@ -402,10 +395,10 @@ def test_language_is_kept(tmp_path: Path) -> None:
         assert container.streams.audio[0].metadata["language"] == "deu"
 
 
-def test_sound_and_picture_lie_side_by_side(tmp_path: Path) -> None:
-    """What players need to stream, and the sign that neither was held back in memory."""
-    sound = media.make_sound(tmp_path / "a.wav", media.tone(20, 8000), "pcm_s16le", 8000)
-    path = write(tmp_path / "out.mp4", 500, audio=sound)
+def test_audio_and_video_are_interleaved(tmp_path: Path) -> None:
+    """Players need this to stream, and it shows that neither was buffered in memory."""
+    audio = media.make_sound(tmp_path / "a.wav", media.tone(20, 8000), "pcm_s16le", 8000)
+    path = write(tmp_path / "out.mp4", 500, audio=audio)
     latest = {"video": 0.0, "audio": 0.0}
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux() if packet.size]
@@ -414,20 +407,20 @@ def test_sound_and_picture_lie_side_by_side(tmp_path: Path) -> None:
             assert abs(latest["video"] - latest["audio"]) < 1.5
 
 
-def test_sound_is_read_no_further_than_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_is_read_only_as_far_as_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from latentsync_memsafe.latentsync.video import audio_track
 
     read = []
-    original = audio_track._packets
+    original = audio_track._read_packets
 
     def counted(*arguments):
         for packet in original(*arguments):
             read.append(packet.pts)
             yield packet
 
-    monkeypatch.setattr(audio_track, "_packets", counted)
-    sound = media.make_sound(tmp_path / "a.mp3", media.tone(60), "libmp3lame")
-    with VideoWriter(tmp_path / "out.mp4", Fraction(25), *SIZE, audio=sound) as sink:
+    monkeypatch.setattr(audio_track, "_read_packets", counted)
+    audio = media.make_sound(tmp_path / "a.mp3", media.tone(60), "libmp3lame")
+    with VideoWriter(tmp_path / "out.mp4", Fraction(25), *SIZE, audio=audio) as sink:
         for number in range(100):
             sink.write(media.numbered_frame(number))
         assert len(read) < 5 * 44100 / 1152
@@ -437,14 +430,14 @@ def test_sound_is_read_no_further_than_the_picture(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: folder / "missing.wav", "not a readable"),
-        (lambda folder: media.make_clip(folder / "silent.mp4", 3), "no sound"),
+        (lambda folder: folder / "missing.wav", "No audio at"),
+        (lambda folder: media.make_clip(folder / "silent.mp4", 3), "no audio"),
         (lambda folder: (np.zeros((2, 2, 5), np.float32), 44100), "shape"),
         (lambda folder: (np.zeros(0, np.float32), 44100), "empty"),
         (lambda folder: (np.zeros((9, 100), np.float32), 44100), "9 channels"),
     ],
 )
-def test_sound_that_cannot_be_used(tmp_path: Path, make, words: str) -> None:
+def test_audio_that_cannot_be_used(tmp_path: Path, make, words: str) -> None:
     with pytest.raises(LatentSyncError, match=words) as caught:
         write(tmp_path / "out.mp4", audio=make(tmp_path))
     assert isinstance(caught.value, AudioError)

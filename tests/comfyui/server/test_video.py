@@ -38,7 +38,7 @@ def said(call, *given, **named):
 
 
 whole = videos.LazyVideo(videos.open_clip(Path(base, "input", "streamed.mp4")))
-part = videos.LazyVideo(whole.clip.selected(2, 10))
+part = videos.LazyVideo(whole.clip.select(2, 10))
 temp = Path(folder_paths.get_temp_directory(), "latentsync")
 before = set(temp.glob("*"))
 
@@ -58,7 +58,7 @@ with torch.inference_mode():
     assert core.get_components().metadata["workflow"] == '{"nodes": []}'
 
     again = videos.clip_of(core, 1.0)
-    assert again.frames.fps == 25 and again.read_sound()[0].shape == (2, 17640)
+    assert again.frames.fps == 25 and again.read_audio()[0].shape == (2, 17640)
     for one, other in zip(again.frames.frames(), part.get_components().images, strict=True):
         assert np.abs(one / 255 - other.numpy()).mean() < 0.02
 
@@ -99,8 +99,8 @@ with torch.inference_mode():
     bad = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 16000}
     parts = Types.VideoComponents(images=torch.zeros(9, 8, 8, 3), audio=bad, frame_rate=25)
     unheard = videos.clip_of(InputImpl.VideoFromComponents(parts), 1.0)
-    assert unheard.selected(2).frames.frame_estimate == 7
-    assert "audio array is empty" in said(unheard.selected(2).read_sound)
+    assert unheard.select(2).frames.frame_estimate == 7
+    assert "audio array is empty" in said(unheard.select(2).read_audio)
 
     class Cut(InputImpl.VideoFromFile):  # as newer versions of ComfyUI do
         def get_active_trim_window(self):

@@ -1,4 +1,4 @@
-"""Reading video: the time grid, seeking, orientation, colours, formats, and what is said about bad files."""
+"""Reading video files: time grid, seeking, orientation, colours, formats, and errors about bad files."""
 
 import gc
 import itertools
@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import tracemalloc
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentsync_memsafe.latentsync.errors import VideoError
+from latentsync_memsafe.latentsync.audio import open_audio
+from latentsync_memsafe.latentsync.errors import InputError, VideoError
 from latentsync_memsafe.latentsync.video import (
     ArraySource,
     ColorTags,
@@ -71,7 +73,7 @@ def test_variable_rate_follows_the_timestamps(tmp_path: Path) -> None:
             assert numbers(source, start) == shown[start:]
 
 
-def test_broken_clocks_are_counted() -> None:
+def test_frames_with_broken_timestamps_are_counted() -> None:
     back_and_ahead = [*range(100, 110), *range(5, 15), *range(10_000_000, 10_000_010)]
     frames = [SimpleNamespace(pts=pts, duration=1) for pts in back_and_ahead]
     clock = Clock(100, Fraction(1, 25), Fraction(25))
@@ -220,7 +222,7 @@ def test_colours_follow_the_stream_s_matrix_and_range(
         (".avi", "mjpeg", "yuvj420p"),
     ],
 )
-def test_pixel_formats_come_as_the_pictures_they_were(
+def test_pixel_formats_are_decoded_to_the_original_frames(
     tmp_path: Path, suffix: str, codec: str, pix_fmt: str
 ) -> None:
     if codec not in av.codecs_available:
@@ -283,6 +285,32 @@ def test_an_image_is_one_frame(tmp_path: Path, name: str) -> None:
     assert source.fps == 25
     (frame,) = source.frames()
     assert np.abs(frame.astype(float) - picture).mean() < (0.01 if name.endswith(("png", "bmp")) else 5)
+
+
+def test_an_image_whose_name_is_a_pattern_is_not_a_sequence(tmp_path: Path) -> None:
+    Image.new("RGB", (36, 64)).save(tmp_path / "y%03d.png")
+    for number in range(3):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"y{number:03}.png")
+    source = open_video(tmp_path / "y%03d.png")
+    assert [frame.shape for frame in source.frames()] == [(64, 36, 3)]
+
+
+def test_a_webp_header_of_an_absurd_size_is_refused(tmp_path: Path) -> None:
+    size = (16384 - 1).to_bytes(3, "little")
+    header = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + 2 * size
+    frame = b"ANMF" + struct.pack("<I", 24) + bytes(6) + 2 * size + bytes(4) + b"VP8 " + bytes(4)
+    data = header + b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame
+    (tmp_path / "a.webp").write_bytes(b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data)
+    with pytest.raises(VideoError, match="refuses as too large"):
+        open_video(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("open_file", [open_video, open_audio])
+def test_a_live_playlist_is_refused(tmp_path: Path, open_file: Callable) -> None:
+    playlist = tmp_path / "live.m3u8"
+    playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsegment.ts\n")
+    with pytest.raises(InputError, match="live playlist, which has no end"):
+        open_file(playlist)
 
 
 def test_arrays() -> None:
@@ -370,17 +398,17 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     assert clip.rindex(b"moov") > clip.index(b"mdat")
     refused("missing.mp4", None, "No video at")
     refused("empty.mp4", b"", "empty")
-    refused("cut.mp4", clip[: clip.rindex(b"moov") - 100], "not a readable video")
-    refused("text.mp4", b"hello world\n" * 50, "not a readable video")
+    refused("cut.mp4", clip[: clip.rindex(b"moov") - 100], "not a readable media file")
+    refused("text.mp4", b"hello world\n" * 50, "not a readable media file")
     refused("notes.txt", b"hello world\n" * 50, "text file")
     refused("a.webp", b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(40), "WebP")
     (tmp_path / "folder.mp4").mkdir()
     refused("folder.mp4", None, "folder")
-    media.make_sound(tmp_path / "sound.m4a", media.tone(0.3), "aac")
-    refused("sound.m4a", None, "only sound")
+    media.make_sound(tmp_path / "audio.m4a", media.tone(0.3), "aac")
+    refused("audio.m4a", None, "only audio")
     start = clip.index(b"mdat") + 4
     hollow = clip[:start] + bytes(clip.rindex(b"moov") - 4 - start) + clip[clip.rindex(b"moov") - 4 :]
-    refused("hollow.mp4", hollow, "No frame of|not a readable video")
+    refused("hollow.mp4", hollow, "No frame of|not a readable media file")
     if hasattr(os, "geteuid") and os.geteuid() != 0:
         (tmp_path / "good.mp4").chmod(0)
         refused("good.mp4", None, "permission")
@@ -395,15 +423,15 @@ def test_cover_art_is_not_a_video(tmp_path: Path) -> None:
     frame = b"APIC" + struct.pack(">I", len(picture)) + b"\0\0" + picture
     size = len(frame)
     syncsafe = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
-    sound = path.read_bytes()
-    if sound[:3] == b"ID3":
-        sound = sound[
-            10 + sum(byte << shift for byte, shift in zip(sound[6:10], (21, 14, 7, 0), strict=True)) :
+    audio = path.read_bytes()
+    if audio[:3] == b"ID3":
+        audio = audio[
+            10 + sum(byte << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True)) :
         ]
-    path.write_bytes(b"ID3\x03\0\0" + syncsafe + frame + sound)
+    path.write_bytes(b"ID3\x03\0\0" + syncsafe + frame + audio)
     with av.open(str(path)) as container:
         assert len(container.streams.video) == 1
-    with pytest.raises(VideoError, match="only sound"):
+    with pytest.raises(VideoError, match="only audio"):
         open_video(path)
 
 
