@@ -10,7 +10,18 @@ __version__ = "0.1.0"
 
 # By what they are imported as; some only once a model is loaded, which is late to hear of it.
 REQUIRED = (
-    *("av", "cv2", "diffusers", "huggingface_hub", "librosa", "numpy", "PIL", "psutil", "safetensors"),
+    *(
+        "av",
+        "cv2",
+        "diffusers",
+        "filelock",
+        "huggingface_hub",
+        "librosa",
+        "numpy",
+        "PIL",
+        "psutil",
+        "safetensors",
+    ),
     *("tflite", "torch", "tqdm", "yaml", "zstandard"),
 )
 

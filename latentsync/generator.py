@@ -60,7 +60,7 @@ class SyncedFace:
 class _Batch:
     """What the UNet gets of one window."""
 
-    conditioning: Tensor  # [1, 9, f, s, s]
+    conditioning: list[Tensor]  # of each frame [9, s, s], on the CPU or, from the cache, on the device
     audio: Tensor  # [1, f, n, d]
     present: list[int]  # positions of the frames with a face
 
@@ -201,8 +201,13 @@ class WindowGenerator:
 
         if self._cache is None:
             return list(encode(faces))
-        how = (self._encoder, self._side, self._runtime.plan.dtype, self._runtime.relief.vae_tiling)
-        return self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
+        return self._cache.encoded(faces, encode, self._encoder_state, bound=self._options.reuse_latents)
+
+    def _encoder_state(self) -> tuple[object, ...]:
+        """Return what decides an encoding besides the face; recovery may change it while faces are encoded."""
+        runtime = self._runtime
+        numbers = runtime.plan.dtype, runtime.device.type, runtime.relief.vae_tiling, torch.__version__
+        return self._encoder, self._side, *numbers
 
     def _encoded(self, faces: list[Tensor]) -> Iterator[Tensor]:
         self._settle()
@@ -227,16 +232,19 @@ class WindowGenerator:
         present = [i for i, is_here in enumerate(here) if is_here]
         if not present:
             return None
-        latents = torch.stack([next(encoded) for _ in present], dim=1)
+        latents = [next(encoded) for _ in present]
         size = len(here) if self._options.parity else self._bundle.config.num_frames
         order = pingpong_indices(len(here), size)
         lender = nearest_present(here)
         rows = [present.index(lender[i]) for i in order]
-        return _Batch(latents[None, :, rows], window.audio[order][None], present)
+        return _Batch([latents[row] for row in rows], window.audio[order][None], present)
 
     def _denoise(self, batches: list[_Batch]) -> Iterator[Tensor]:
         """Latents [f, 4, s, s] of each window, on the CPU."""
-        conditioning = torch.cat([batch.conditioning for batch in batches]).to(self._runtime.device)
+        device = self._runtime.device
+        conditioning = torch.stack(
+            [torch.stack([latents.to(device) for latents in batch.conditioning], dim=1) for batch in batches]
+        )
         audio = torch.cat([batch.audio for batch in batches]).to(self._runtime.device)
         length = 1 if self._runtime.relief.frame_windows else audio.shape[1]
         parts = list(zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True))

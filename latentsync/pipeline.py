@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
+from ..memsafe.storage.latent_cache import hot_budget
 from ..memsafe.threads import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .compositing import FrameMask, MaskedGenerator
@@ -27,12 +28,12 @@ from .faces.align import Template
 from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
 from .generator import FaceGenerator, Window, WindowGenerator
-from .journal import Journal, JournalledGenerator, run_key
+from .journal import Journal, JournalledGenerator, remove_journal, run_key
 from .report import Report
 from .validation import Audio, Source, check_output, check_source, opened
 from .video import FrameSource, VideoWriter
-from .video.output_buffer import FrameCollector
-from .video.replay import LookBack
+from .video.output_buffer import OutputBuffer
+from .video.replay import ReplayBuffer
 from .video.timeline import timeline
 from .weights.loading import ModelBundle
 from .windows import grouped
@@ -71,7 +72,7 @@ class LipSyncPipeline:
         resume: bool = False,
         mask: np.ndarray | None = None,
         report: Report | None = None,
-        collector: FrameCollector | None = None,
+        collector: OutputBuffer | None = None,
         scratch: Path | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Report:
@@ -125,9 +126,9 @@ class LipSyncPipeline:
                             collector.add(frame)
                         drain.put(frame)
         if journal is None:
-            Journal.remove(output)
+            remove_journal(output)
         else:
-            report.resumed = journal.taken
+            report.resumed = journal.resumed
         report.complete(self.bundle.hashes, self.runtime)
         return report
 
@@ -161,7 +162,7 @@ class LipSyncPipeline:
     def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
         video = (source.fps, source.width, source.height, source.frame_estimate)
         numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
-        return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
+        return Journal(output, run_key(self.bundle, options, audio, *video, *numbers))
 
     def _finished(
         self,
@@ -172,7 +173,7 @@ class LipSyncPipeline:
         folder: Path,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
-        collector: FrameCollector | None = None,
+        collector: OutputBuffer | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames of one run of the runtime; what it could not get into memory is explained.
 
@@ -185,21 +186,24 @@ class LipSyncPipeline:
             explaining_memory(),
             workload_of(self.bundle, self.runtime, options, side, video) as workload,
             self.runtime.run(workload),
-            LookBack.planned(self.runtime.plan, folder) as look_back,
+            ReplayBuffer.planned(self.runtime.plan, folder) as replay,
+            ExitStack() as stack,
         ):
             pressure = self.runtime.pressure
-            for spill in (look_back.spill, *([] if collector is None else [collector.spill])):
+            for spill in (replay.spill, *([] if collector is None else [collector.spill])):
                 pressure.add("frames were moved to disk", partial(spill, SPILLED), cost=2, pool=Pool.HOST)
             pressure.add("encoded faces were let go", self._latents.clear, cost=3, pool=Pool.HOST)
+            pressure.add("encoded faces left the device", self._latents.free_device, cost=1, pool=Pool.DEVICE)
             report.begin(self.bundle.config.name, self.runtime, source)
-            self._latents.begin_run()
+            self._latents.begin_run(self.runtime.device, hot_budget(self.runtime.info))
+            stack.callback(self._latents.end_run)
             known = self._encoded()
             template = Template(side)
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
             generator: FaceGenerator = plain if journal is None else JournalledGenerator(plain, journal)
             if mask is not None:
                 generator = MaskedGenerator(generator, FrameMask(mask, source))
-            yield from self._synced(source, sound, options, template, generator, look_back, report)
+            yield from self._synced(source, sound, options, template, generator, replay, report)
             report.attention = plain.attention.used
             encoded, kept = (now - before for now, before in zip(self._encoded(), known, strict=True))
             report.latents = {"encoded": encoded, "kept": kept}
@@ -211,7 +215,7 @@ class LipSyncPipeline:
         options: SyncOptions,
         template: Template,
         generator: FaceGenerator,
-        look_back: LookBack,
+        replay: ReplayBuffer,
         report: Report,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames; each source frame is let go as soon as its finished one is handed on."""
@@ -228,7 +232,7 @@ class LipSyncPipeline:
         times = (Fraction(i) / fps for i in count_up())
         locator = FaceLocator(self._detect, template, options, runtime.plan.face_batch)
         at_once = runtime.frames_at_once(self.bundle.config.num_frames)
-        ticks = _timed(timeline(source, total, options.extend, look_back), runtime, "read")
+        ticks = _timed(timeline(source, total, options.extend, replay), runtime, "read")
         runtime.report_progress("prepare", 0, total)
         with closing(prefetch(ticks, runtime.plan.decode_ahead)) as decoded:
             heard = features.windows(times)

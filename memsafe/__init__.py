@@ -14,6 +14,7 @@ from .plan.memory_model import ModelShape, VideoShape, shape_of
 from .plan.memory_plan import MemoryMode, MemoryPlan, Tier, peak_of, plan_for
 from .runtime import Runtime
 from .storage.latent_cache import LatentCache, module_key
+from .storage.latent_file import default_latent_path
 from .weights.quantize import autocast, quantize_weights, weight_dtype
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "VideoShape",
     "Workload",
     "autocast",
+    "default_latent_path",
     "integrate_adaptive_optimizer",
     "is_oom",
     "module_key",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ...memsafe.storage.file_lock import FileLock, try_lock
+from filelock import BaseFileLock
+
+from ...memsafe.storage.file_lock import release_lock, take_lock
 from .output_target import partial_name, partial_names
 
 _LOCK = ".lock"
@@ -24,14 +25,14 @@ class PartialFile:
         """suffix: of the file, which tells FFmpeg the container; a target that a link leads to may have another."""
         self._target, self._like = target, target.with_suffix(suffix)
         self.path = partial_name(self._like)
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
 
     def create(self) -> None:
         """Make the file, empty, in a folder that exists. Raises OSError."""
         _remove_abandoned(self._like)
         while self._lock is None:  # None: another process took it for abandoned before it was locked
             self.path = partial_name(self._like)
-            self._lock = FileLock.take(_lock_of(self.path))
+            self._lock = take_lock(_lock_of(self.path))
         with self.path.open("xb"):
             pass
 
@@ -48,7 +49,8 @@ class PartialFile:
 
     def _release(self) -> None:
         if self._lock is not None:
-            self._lock.release()
+            release_lock(self._lock)
+            self._lock = None
 
 
 def _lock_of(partial: Path) -> Path:
@@ -63,13 +65,10 @@ def _remove_abandoned(like: Path) -> None:
                 _remove_if_unlocked(lock)
 
 
-def _remove_if_unlocked(lock: Path) -> None:
+def _remove_if_unlocked(path: Path) -> None:
     with suppress(OSError):
-        with lock.open("r+b") as file:
-            if not try_lock(file, without_locks=False):
-                return
-            lock.with_name(lock.name.removesuffix(_LOCK)).unlink(missing_ok=True)
-            if sys.platform != "win32":
-                lock.unlink()
-        if sys.platform == "win32":  # which deletes no file that is open
-            lock.unlink()
+        lock = take_lock(path)
+        if lock is None or not lock.is_locked:
+            return
+        path.with_name(path.name.removesuffix(_LOCK)).unlink(missing_ok=True)
+        release_lock(lock)

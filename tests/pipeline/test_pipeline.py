@@ -28,7 +28,7 @@ from latentsync_memsafe.latentsync.errors import (
 )
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
-from latentsync_memsafe.latentsync.video.output_buffer import FrameCollector
+from latentsync_memsafe.latentsync.video.output_buffer import OutputBuffer
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, guard, plan_for, probe
 from latentsync_memsafe.memsafe.threads import Drain
 
@@ -449,7 +449,7 @@ def test_when_main_memory_is_scarce_collected_frames_wait_on_disk(
     moved = {}
     for free in (2**40, 1):
         monkeypatch.setattr(guard, "available_ram", lambda free=free: free)
-        with FrameCollector(scratch) as collector:
+        with OutputBuffer(scratch) as collector:
             out = tmp_path / "out.mp4"
             pipeline(networks).run(frames, speech, out, QUICK, collector=collector, scratch=scratch)
             moved[free] = scratch.exists() and any(scratch.iterdir())
