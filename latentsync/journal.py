@@ -191,7 +191,7 @@ class Journal:
         assert self._database is not None
         tables = self._database.execute("SELECT name FROM sqlite_master").fetchall()
         if not tables:
-            self._replace(None)
+            self._create_tables()
         elif ("run",) not in tables or self._database.execute("SELECT key FROM run").fetchall() != [
             (self._key,)
         ]:
@@ -201,22 +201,25 @@ class Journal:
             self._entries = {index: _Entry(*entry) for index, *entry in rows}
             logger.info("%d frames of the interrupted run are in %s.", len(self._entries), self.path)
 
-    def _replace(self, reason: str | None) -> None:
+    def _create_tables(self) -> None:
+        assert self._database is not None
+        self._database.executescript(_TABLES)
+        self._database.execute("INSERT INTO run VALUES (?)", (self._key,))
+        self._database.commit()
+
+    def _replace(self, reason: str) -> None:
         """Delete the file and begin a new one."""
-        if reason is not None:
-            logger.warning(
-                "The journal %s %s; it is replaced, and nothing more is taken from it.", self.path, reason
-            )
+        logger.warning(
+            "The journal %s %s; it is replaced, and nothing more is taken from it.", self.path, reason
+        )
         self._entries.clear()
         self._pending.clear()
         self._encoder.reset()
         self._decoded = None
+        self._close(delete=True)
         try:
-            self._close(delete=True)
             self._database = _connect(self.path)
-            self._database.executescript(_TABLES)
-            self._database.execute("INSERT INTO run VALUES (?)", (self._key,))
-            self._database.commit()
+            self._create_tables()
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
@@ -253,7 +256,7 @@ class Journal:
             if self._database is not None:
                 self._database.rollback()
         if not self._entries:
-            self._close(delete=True)
+            self._close(delete=self._database is not None)  # else it may be another's
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         logger.warning(
             "The run goes on without storing finished frames in %s (%s); interrupted, it resumes from frame %d.",

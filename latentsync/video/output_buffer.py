@@ -48,10 +48,14 @@ class OutputBuffer:
         """Free up to `amount` bytes of RAM; return the bytes freed. May be called from any thread, also afterwards."""
         return self._pool.spill(amount)
 
+    def usage(self) -> dict[Level, int]:
+        """Return the bytes of frames per storage level."""
+        return self._pool.usage()
+
     @property
     def still_needed(self) -> int:
         """Bytes of RAM that `images` takes beyond those that the frames are in already."""
-        usage = self._pool.usage()
+        usage = self.usage()
         held = usage[Level.WARM] + usage[Level.COLD]
         return max(FrameTensor.bytes_for(len(self._pool), *self._size) - held, 0)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...memsafe import MemoryPlan
 from ...memsafe.device.probe import free_disk
 from ...memsafe.storage.frame_codec import KEYFRAME_INTERVAL, FrameDataError
-from ...memsafe.storage.frame_pool import FramePool, PoolBudget, PoolFullError
+from ...memsafe.storage.frame_pool import FramePool, Level, PoolBudget, PoolFullError
 from ..errors import OutputError, VideoError
 
 RAM_BYTES = 32 * 2**20  # in total, however long the video is
@@ -75,6 +75,10 @@ class ReplayBuffer:
     def spill(self, amount: int) -> int:
         """Move frames to disk until `amount` bytes of RAM are freed, or none are left; return the bytes freed."""
         return self._pool.spill(amount)
+
+    def usage(self) -> dict[Level, int]:
+        """Return the bytes of frames per storage level."""
+        return self._pool.usage()
 
     def close(self) -> None:
         """Free all frames and delete the temporary file. A second call does nothing."""
