@@ -36,7 +36,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/stages.py
 	$(BIN)/python benchmarks/jitter.py
-	$(BIN)/python benchmarks/frame_store.py
+	$(BIN)/python benchmarks/frame_pool.py
 	$(BIN)/python benchmarks/vram_plan.py
 	$(BIN)/python benchmarks/memory.py
 

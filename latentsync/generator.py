@@ -50,7 +50,7 @@ class GeneratedFace:
 class _UNetInput:
     """Inputs of the UNet for one window."""
 
-    conditioning: Tensor  # [1, 9, f, s, s]
+    conditioning: list[Tensor]  # of each frame [9, s, s], on the CPU or, from the cache, on the device
     audio: Tensor  # [1, f, n, d]
     present: list[int]  # positions of the frames with a face
 
@@ -170,9 +170,13 @@ class FaceGenerator:
 
         if self._cache is None:
             return encode(faces)
+        return self._cache.encoded(faces, encode, self._encoder_state, bound=self._options.reuse_latents)
+
+    def _encoder_state(self) -> tuple[object, ...]:
+        """Return what decides an encoding besides the face; recovery may change it while faces are encoded."""
         plan = self._runtime.plan
-        how = (self._vae_key, plan.face_resolution, plan.dtype, plan.vae_tiling)
-        return self._cache.encoded(faces, encode, *how, bound=self._options.reuse_latents)
+        tile = plan.vae_tile if plan.vae_tiling else None
+        return self._vae_key, plan.face_resolution, plan.dtype, plan.device.type, tile, torch.__version__
 
     def _encode_batch(self, faces: list[Tensor]) -> Iterator[Tensor]:
         masks, vae = self._prepare_masks(), self._bundle.vae
@@ -198,12 +202,12 @@ class FaceGenerator:
         A frame without a face borrows the nearest face of the window; its output is dropped.
         """
         positions = [i for i, is_present in enumerate(present) if is_present]
-        latents = torch.stack([next(encoded) for _ in positions], dim=1)
+        latents = [next(encoded) for _ in positions]
         size = len(present) if self._options.parity else self._bundle.config.num_frames
         order = pingpong_indices(len(present), size)
         lender = nearest_present(present)
         rows = [positions.index(lender[i]) for i in order]
-        return _UNetInput(latents[None, :, rows], torch.stack(list(audio))[order][None], positions)
+        return _UNetInput([latents[row] for row in rows], torch.stack(list(audio))[order][None], positions)
 
     def _denoise(self, windows: Sequence[_UNetInput]) -> list[Tensor]:
         """Return the denoised latents [k, 4, s, s] of the frames with a face, per window, on the CPU."""
@@ -226,7 +230,12 @@ class FaceGenerator:
     def _denoise_batch(self, windows: list[_UNetInput]) -> Iterator[Tensor]:
         """Return the latents [f, 4, s, s] of each window, on the CPU."""
         unet, runtime = self._bundle.unet, self._runtime
-        conditioning = torch.cat([window.conditioning for window in windows]).to(runtime.device)
+        conditioning = torch.stack(
+            [
+                torch.stack([one.to(runtime.device) for one in window.conditioning], dim=1)
+                for window in windows
+            ]
+        )
         audio = torch.cat([window.audio for window in windows]).to(runtime.device)
         length = min(runtime.plan.window_frames, audio.shape[1])
         parts = list(zip(conditioning.split(length, dim=2), audio.split(length, dim=1), strict=True))

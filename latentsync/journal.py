@@ -1,12 +1,14 @@
-"""Finished frames on disk, as the patches that were changed in them, so that an interrupted run can go on."""
+"""Finished frames of an unfinished run, in a database beside its output, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sqlite3
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,169 +17,157 @@ import numpy as np
 from torch import Tensor
 
 from ..memsafe import Cancelled
-from ..memsafe.storage.file_lock import FileLock
-from ..memsafe.storage.frame_codec import FrameDataError
-from ..memsafe.storage.frame_log import FrameLog
+from ..memsafe.storage.frame_codec import FrameDataError, FrameEncoder, decode, is_delta
 from ..memsafe.storage.latent_cache import content_key, module_key
 from .config import SyncOptions
 from .errors import FaceError, OutputError
 from .faces.locate import LocatedFrame
+from .patch import Patch, StableBox
 from .weights.checkpoints import sha256_of
 from .weights.loading import ModelBundle
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised when the same key would stand for other frames, or the records change
+FORMAT = 2  # to be raised when the same key would mean other frames, or the tables change
+_KEYFRAME_INTERVAL = 16  # a window; patches are read in order
+
+_TABLES = """
+CREATE TABLE run (key BLOB);
+CREATE TABLE patches (id INTEGER PRIMARY KEY, payload BLOB);
+CREATE TABLE frames (
+    frame INTEGER PRIMARY KEY, x INTEGER, y INTEGER, width INTEGER, height INTEGER, has_face INTEGER,
+    checksum INTEGER, made_with TEXT, patch INTEGER
+);
+"""
 
 
-def run_key(bundle: ModelBundle, options: SyncOptions, audio: Any, *what_else: object) -> bytes:
-    """What decides a run's frames, but for the frames it begins with, which are compared one by one.
+def run_key(bundle: ModelBundle, options: SyncOptions, audio: Any, *state: object) -> bytes:
+    """Return a key of everything that decides a run's frames, except its source frames, which are compared singly.
 
-    The sound counts by its content and not by its name or time, since nothing of it is looked at again, and
-    it is read from end to end anyway. The networks count by their weights as they are, of which a few values
-    suffice: hashing their files takes many seconds, and a bundle need not come from files. audio: as
-    `open_audio` takes it. what_else: plain values, such as the frame rate and the precision.
+    The audio counts by its content; its file name and date do not. The networks count by a few values of each
+    weight: hashing their files takes many seconds, and a bundle need not come from files. audio: as `open_audio`
+    takes it. state: plain values, such as the frame rate and the precision.
     """
     networks = [module_key(m) for m in (bundle.unet, bundle.vae, bundle.audio_encoder)]
     detector = type(bundle.detector).__qualname__
-    # How frames are coded, and where, does not change them.
-    asked = replace(options, crf=SyncOptions.crf, allow_cpu=SyncOptions.allow_cpu)
-    facts = (FORMAT, asked, bundle.config, networks, detector, _sound(audio), what_else)
+    # The encoding of the output and the CPU as a last resort do not change the frames.
+    relevant = replace(options, crf=SyncOptions.crf, allow_cpu=SyncOptions.allow_cpu)
+    facts = (FORMAT, relevant, bundle.config, networks, detector, _audio_key(audio), state)
     return content_key(np.empty(0, np.uint8), facts)
 
 
 class _Entry(NamedTuple):
-    """Of one frame: where its patch is, and what it was made from."""
+    """One stored frame; in the order of the table's columns after `frame`."""
 
     x: int
     y: int
     width: int  # 0: nothing was changed
     height: int
     has_face: int
-    check: int  # CRC-32 of the source frame's pixels under the patch
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What a finished frame shows instead of its source."""
-
-    x: int
-    y: int
-    pixels: np.ndarray | None  # uint8 [h, w, 3]; None: nothing
-
-    def put_into(self, frame: np.ndarray) -> np.ndarray:
-        """A finished copy of the source frame; the frame itself if nothing changes."""
-        if self.pixels is None:
-            return frame
-        finished = frame.copy()
-        height, width = self.pixels.shape[:2]
-        finished[self.y : self.y + height, self.x : self.x + width] = self.pixels
-        return finished
+    checksum: int  # CRC-32 of the source frame's pixels in the box
+    made_with: str
+    patch: int | None  # id of its pixels
 
 
 class Journal:
-    """The patches of one run, beside its output. Use as a context manager.
+    """The finished frames of one run. Use as a context manager.
 
-    A clean exit deletes the file, and so does a FaceError, which would come again; any other exception leaves it
-    for the next run, and a KeyboardInterrupt or Cancelled says so. Only what `commit` has followed counts.
-    Whatever is wrong with the file or the disk costs the journal and not the run.
+    Frames count after `commit`. A normal exit deletes the file, and so does a FaceError, which would occur again; any
+    other exception keeps it for the next run, and a KeyboardInterrupt or Cancelled says so. Errors of the file or the
+    disk end the journal with one warning, never the run.
     """
 
-    def __init__(self, path: Path, key: bytes, lock: FileLock | None) -> None:
-        self.path = path
-        self.taken = 0  # frames that `patches` has given
-        self._key, self._lock = key, lock
-        self._created: list[Path] = []  # folders
-        self._log: FrameLog | None = None  # None: without a journal from now on
+    def __init__(self, output: Path, key: bytes) -> None:
+        """Open the journal of the video `output`: that of an interrupted run with the same key, else a new one.
+
+        Raises OutputError if another run has it open.
+        """
+        self.path = journal_path(output)
+        self.resumed = 0  # frames that `get` has returned
+        self._key = key
         self._entries: dict[int, _Entry] = {}
         self._pending: dict[int, _Entry] = {}
-
-    @classmethod
-    def open(cls, output: Path, key: bytes) -> Journal:
-        """The journal of the video `output`: a new one, unless the last run's has the same key.
-
-        Raises OutputError if another process has it.
-        """
-        path = _beside(output)
-        created = [folder for folder in path.absolute().parents if not folder.exists()]
+        self._encoder = FrameEncoder(_KEYFRAME_INTERVAL)
+        self._decoded: tuple[int, np.ndarray] | None = None  # id and planes of the last patch read
+        self._box = StableBox()
+        self._recording = True  # False once the disk has failed
+        self._database: sqlite3.Connection | None = None
+        self._created = [folder for folder in self.path.absolute().parents if not folder.exists()]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
-        except OSError as error:
-            journal = cls(path, key, None)
-            journal._give_up(error)
-            return journal
-        if lock is None:
-            raise OutputError(
-                f"Another run is writing {output} and its journal; wait for it, or choose another output name."
-            )
-        try:
-            journal = cls(path, key, lock)
-            journal._load()
-        except BaseException:
-            lock.release()
-            raise
-        journal._created = created
-        return journal
-
-    @staticmethod
-    def remove(output: Path) -> None:
-        """Delete what an interrupted run left for `output`, which is complete, unless another run has it."""
-        path = _beside(output)
-        with suppress(OSError):
-            lock = _lock(path) if path.exists() else None
-            if lock is not None:
-                path.unlink()
-                lock.release()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = _connect(self.path)
+            self._load()
+        except (OSError, sqlite3.OperationalError) as error:
+            if _is_locked(error):
+                raise OutputError(
+                    f"Another run is writing {output} and its journal; wait for it, or choose another output name."
+                ) from None
+            self._give_up(error)
+        except sqlite3.Error as error:
+            self._replace(f"cannot be read ({error})")
 
     @property
     def kept(self) -> int:
-        """How many frames need not be computed again."""
+        """Number of stored frames."""
         return len(self._entries)
 
-    def patches(self, start: int, located: Sequence[LocatedFrame]) -> list[Patch] | None:
-        """The patches of output frames `start`, ... if there are all of them and they were made of these frames."""
+    def get(self, start: int, located: Sequence[LocatedFrame], made_with: str) -> list[Patch] | None:
+        """Return the patches of output frames `start`, ...; None unless all are stored and fit.
+
+        They fit if they were made of these frames and under the same `made_with`. A journal of other frames is
+        replaced.
+        """
         known = [self._entries.get(start + i) for i in range(len(located))]
-        entries = [entry for entry in known if entry is not None]
-        if len(entries) < len(known) or self._log is None:
-            return None
-        if not all(_fits(entry, frame) for entry, frame in zip(entries, located, strict=True)):
-            self._replace(f"belongs to other frames from frame {start} on")
+        entries = [entry for entry in known if entry is not None and entry.made_with == made_with]
+        if len(entries) < len(known) or self._database is None:
             return None
         try:
-            patches = [self._read(start + i, entry) for i, entry in enumerate(entries)]
-        except (FrameDataError, OSError) as error:
+            if not all(_fits(entry, frame) for entry, frame in zip(entries, located, strict=True)):
+                self._replace(f"belongs to other frames from frame {start} on")
+                return None
+            patches = [Patch(entry.x, entry.y, self._read(entry)) for entry in entries]
+        except (FrameDataError, sqlite3.Error) as error:
             self._replace(f"cannot be read ({error})")
             return None
-        self.taken += len(patches)
+        self.resumed += len(patches)
         return patches
 
-    def add(self, index: int, source: np.ndarray, finished: np.ndarray, has_face: bool) -> None:
-        """Note output frame `index`, uint8 [h, w, 3], and the source frame it was made of."""
-        if self._log is None or index in self._entries:
+    def add(
+        self, index: int, source: np.ndarray, finished: np.ndarray, has_face: bool, made_with: str
+    ) -> None:
+        """Store output frame `index`, uint8 [h, w, 3], made of the frame `source`.
+
+        made_with: names the steps in force that change the output, "" if there are none.
+        """
+        stored = self._entries.get(index)
+        if not self._recording or (stored is not None and stored.made_with == made_with):
             return
-        x0, y0, x1, y1 = changed_box(source, finished)
-        if x1 > x0:
-            try:
-                self._log.append(2 * index + 1, np.ascontiguousarray(finished[y0:y1, x0:x1]))
-            except OSError as error:
-                self._give_up(error)
-                return
-        self._pending[index] = _Entry(x0, y0, x1 - x0, y1 - y0, has_face, _checksum(source[y0:y1, x0:x1]))
+        x0, y0, x1, y1 = self._box.around(source, finished)
+        checksum = zlib.crc32(source[y0:y1, x0:x1].tobytes())
+        try:
+            patch = None if x1 == x0 else self._insert(finished[y0:y1, x0:x1])
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return
+        self._pending[index] = _Entry(x0, y0, x1 - x0, y1 - y0, has_face, checksum, made_with, patch)
 
     def commit(self) -> None:
-        """From here on, the frames added since the last time count."""
-        if self._log is None or not self._pending:
+        """Write the frames added since the last commit, so that a later run finds all of them."""
+        if not self._recording or not self._pending or self._database is None:
             return
-        table = np.array([(index, *entry) for index, entry in self._pending.items()], np.int64)
         try:
-            # Not waited for: what a crash of the system takes is at the end, and is computed again.
-            self._log.append(2 * int(table[0, 0]), table)
-        except OSError as error:
+            self._database.executemany(
+                "INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(index, *entry) for index, entry in self._pending.items()],
+            )
+            self._database.commit()
+        except sqlite3.Error as error:
             self._give_up(error)
             return
         self._entries.update(self._pending)
         self._pending.clear()
+        self._encoder.reset()  # every window can be decoded by itself
+        self._box = StableBox()
 
     def __enter__(self) -> Journal:
         return self
@@ -185,13 +175,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is None:
-            return
         kept = bool(self._entries) and kind is not None and not issubclass(kind, FaceError)
-        if not kept:
-            with suppress(OSError):
-                self.path.unlink()
-        self._lock.release()
+        self._close(delete=not kept and self._database is not None)
         for folder in self._created:  # the innermost first
             with suppress(OSError):  # not empty
                 folder.rmdir()
@@ -201,84 +186,152 @@ class Journal:
             )
 
     def _load(self) -> None:
-        try:
-            log = FrameLog.open(self.path)
-            if log.note != self._key:
-                self._replace("belongs to another run")
-                return
-            for index in log:
-                if index % 2 == 0:
-                    self._entries.update((row[0], _Entry(*row[1:])) for row in log.read(index).tolist())
-            self._log = log
-        except FileNotFoundError:
-            self._replace(None)
-        except (FrameDataError, OSError) as error:
-            self._replace(f"cannot be read ({error})")
-        if self._entries:
+        """Read the table of frames, or begin a new file if this one is empty or of another run."""
+        assert self._database is not None
+        tables = self._database.execute("SELECT name FROM sqlite_master").fetchall()
+        if not tables:
+            self._create_tables()
+        elif ("run",) not in tables or self._database.execute("SELECT key FROM run").fetchall() != [
+            (self._key,)
+        ]:
+            self._replace("belongs to another run")
+        else:
+            rows = self._database.execute("SELECT * FROM frames")
+            self._entries = {index: _Entry(*entry) for index, *entry in rows}
             logger.info("%d frames of the interrupted run are in %s.", len(self._entries), self.path)
 
-    def _read(self, index: int, entry: _Entry) -> Patch:
-        if not entry.width:
-            return Patch(entry.x, entry.y, None)
-        assert self._log is not None
-        return Patch(entry.x, entry.y, self._log.read(2 * index + 1))
+    def _create_tables(self) -> None:
+        assert self._database is not None
+        self._database.executescript(_TABLES)
+        self._database.execute("INSERT INTO run VALUES (?)", (self._key,))
+        self._database.commit()
 
-    def _replace(self, why: str | None) -> None:
-        """Begin anew."""
-        if why is not None:
-            logger.warning(
-                "The journal %s %s; it is replaced, and nothing more is taken from it.", self.path, why
-            )
+    def _replace(self, reason: str) -> None:
+        """Delete the file and begin a new one."""
+        logger.warning(
+            "The journal %s %s; it is replaced, and nothing more is taken from it.", self.path, reason
+        )
         self._entries.clear()
         self._pending.clear()
+        self._encoder.reset()
+        self._decoded = None
+        self._close(delete=True)
         try:
-            self.path.unlink(missing_ok=True)
-            self._log = FrameLog.create(self.path, self._key)
-        except OSError as error:
+            self._database = _connect(self.path)
+            self._create_tables()
+        except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
-        self._log = None
+    def _insert(self, pixels: np.ndarray) -> int | None:
+        assert self._database is not None
+        payload = self._encoder.encode(pixels)
+        return self._database.execute("INSERT INTO patches (payload) VALUES (?)", (payload,)).lastrowid
+
+    def _read(self, entry: _Entry) -> np.ndarray | None:
+        """Decode a patch, from the one read before or from its keyframe on; ids follow the order of encoding."""
+        if entry.patch is None or self._database is None:
+            return None
+        chain: list[bytes] = []
+        planes = None
+        rows = self._database.execute("SELECT * FROM patches WHERE id <= ? ORDER BY id DESC", (entry.patch,))
+        for number, payload in rows:
+            if chain and self._decoded is not None and number == self._decoded[0]:
+                planes = self._decoded[1]
+                break
+            chain.insert(0, payload)
+            if not is_delta(payload):
+                break
+        pixels, planes = decode(chain, planes)
+        self._decoded = entry.patch, planes
+        if pixels.shape != (entry.height, entry.width, 3):
+            raise FrameDataError("a patch has another size than its entry")
+        return pixels
+
+    def _give_up(self, error: Exception) -> None:
+        """Stop recording; a file without a committed frame is deleted, since the output may need its space."""
+        self._recording = False
         self._pending.clear()
+        with suppress(sqlite3.Error):
+            if self._database is not None:
+                self._database.rollback()
+        if not self._entries:
+            self._close(delete=self._database is not None)  # else it may be another's
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         logger.warning(
-            "The run goes on without noting finished frames in %s (%s); interrupted, it resumes from frame %d.",
-            self.path,
-            error.strerror or error,
-            len(self._entries),
+            "The run goes on without storing finished frames in %s (%s); interrupted, it resumes from frame %d.",
+            *(self.path, reason, len(self._entries)),
         )
 
+    def _close(self, delete: bool) -> None:
+        """Unlock the file; `delete` it first where the system allows that, so that it is not another run's by then."""
+        if delete and os.name != "nt":
+            _unlink(self.path)
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        if delete and os.name == "nt":
+            _unlink(self.path)
 
-def _beside(output: Path) -> Path:
+
+def journal_path(output: Path) -> Path:
+    """Return the hidden file beside `output`."""
     return output.with_name(f".{output.name}.resume")
 
 
-def _lock(path: Path) -> FileLock | None:
-    return FileLock.take(path.with_name(f"{path.name}.lock"))
+def remove_journal(output: Path) -> None:
+    """Delete what an interrupted run left for `output`, unless another run has it open."""
+    path = journal_path(output)
+    if not path.exists():
+        return
+    try:
+        _connect(path).close()
+    except (OSError, sqlite3.Error) as error:
+        if _is_locked(error):
+            return
+    _unlink(path)
 
 
-def changed_box(source: np.ndarray, finished: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest box (x0, y0, x1, y1), half open, outside which two frames are equal; zeros if they are equal."""
-    if source is finished:
-        return 0, 0, 0, 0
-    rows = np.flatnonzero((source != finished).reshape(len(source), -1).any(axis=1))
-    if not len(rows):
-        return 0, 0, 0, 0
-    y0, y1 = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero((source[y0:y1] != finished[y0:y1]).any(axis=(0, 2)))
-    return int(columns[0]), y0, int(columns[-1]) + 1, y1
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open or create a database and lock it until it is closed. Raises sqlite3.Error; see `_is_locked`."""
+    for file in (path, _rollback_file(path)):
+        if file.is_symlink():  # sqlite would write to its target
+            file.unlink()
+    database = sqlite3.connect(path, timeout=0)
+    try:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("BEGIN EXCLUSIVE")
+        database.commit()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        for file in (path, _rollback_file(path)):
+            file.unlink(missing_ok=True)
+
+
+def _rollback_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}-journal")  # sqlite's own, and of its naming
 
 
 def _fits(entry: _Entry, located: LocatedFrame) -> bool:
-    """Whether the patch was made of this frame: the same pixels under it, and a face where there was one."""
-    under = located.frame[entry.y : entry.y + entry.height, entry.x : entry.x + entry.width]
-    return bool(entry.has_face) == (located.matrix is not None) and _checksum(under) == entry.check
+    """Return True if the patch was made of this frame: equal pixels in its box, and a face as before."""
+    pixels = located.frame[entry.y : entry.y + entry.height, entry.x : entry.x + entry.width]
+    return (
+        bool(entry.has_face) == (located.matrix is not None)
+        and zlib.crc32(pixels.tobytes()) == entry.checksum
+    )
 
 
-def _checksum(pixels: np.ndarray) -> int:
-    return zlib.crc32(pixels.tobytes())
-
-
-def _sound(audio: Any) -> str | bytes:
+def _audio_key(audio: Any) -> str | bytes:
     if isinstance(audio, (str, Path)):
         return sha256_of(Path(audio))
     samples, rate = audio

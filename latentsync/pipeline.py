@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..memsafe import AdaptiveMemoryOptimizer, LatentCache, Runtime, VideoShape
+from ..memsafe.storage.latent_cache import hot_budget
 from ..memsafe.threads import BackgroundConsumer, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .compositing import FrameMask
@@ -25,12 +26,13 @@ from .errors import AudioError, FaceError
 from .faces.align import Template
 from .faces.locate import FaceLocator, LocatedFrame
 from .generator import FaceGenerator, encode_audio_guarded
-from .journal import Journal, Patch, run_key
+from .journal import Journal, remove_journal, run_key
+from .patch import Patch
 from .report import Report
 from .validation import Audio, Source, check_output, check_source, opened
 from .video import FrameSource, VideoWriter
-from .video.output_buffer import FrameCollector
-from .video.replay import LookBack
+from .video.output_buffer import OutputBuffer
+from .video.replay import ReplayBuffer
 from .video.timeline import timeline
 from .weights.loading import ModelBundle
 from .workload import translate_oom, workload_for
@@ -73,7 +75,7 @@ class LipSyncPipeline:
         resume: bool = False,
         mask: np.ndarray | None = None,
         report: Report | None = None,
-        collector: FrameCollector | None = None,
+        collector: OutputBuffer | None = None,
         scratch: Path | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Report:
@@ -117,9 +119,9 @@ class LipSyncPipeline:
             with translate_oom(), writer, closing(finished):
                 self._write(finished, writer, collector)
         if journal is None:
-            Journal.remove(output)
+            remove_journal(output)
         else:
-            report.resumed = journal.taken
+            report.resumed = journal.resumed
         report.complete(self.bundle.hashes, self.runtime)
         return report
 
@@ -155,7 +157,7 @@ class LipSyncPipeline:
         *,
         journal: Journal | None = None,
         mask: np.ndarray | None = None,
-        collector: FrameCollector | None = None,
+        collector: OutputBuffer | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Yield the finished frames of one run; each source frame is freed when its finished one is handed on."""
         check_source(source, options)
@@ -164,10 +166,11 @@ class LipSyncPipeline:
         with ExitStack() as stack:
             stack.enter_context(translate_oom())
             stack.enter_context(runtime.run(workload_for(self.bundle, runtime, options, resolution, video)))
-            replay = stack.enter_context(LookBack.planned(runtime.plan, scratch))
+            replay = stack.enter_context(ReplayBuffer.planned(runtime.plan, scratch))
             self._free_under_pressure(replay, collector)
             report.begin(self.bundle.config.name, runtime, source)
-            self._latents.begin_run()
+            self._latents.begin_run(runtime.device, hot_budget(runtime.info))
+            stack.callback(self._latents.end_run)
             before = self._latents_used()
 
             template = Template(resolution)
@@ -208,7 +211,7 @@ class LipSyncPipeline:
         group: is emptied, so that each frame is freed as soon as it is finished.
         """
         first = report.frames
-        patches = None if journal is None else journal.patches(first, group)
+        patches = None if journal is None else journal.get(first, group, self.runtime.plan.output_changes)
         faces = deque(generator.generate(list(group), audio) if patches is None else patches)
         while group:
             located, face = group.popleft(), faces.popleft()
@@ -217,7 +220,8 @@ class LipSyncPipeline:
             else:
                 finished = generator.paste(located, face)
                 if journal is not None:
-                    journal.add(report.frames, located.frame, finished, located.matrix is not None)
+                    has_face, changes = located.matrix is not None, self.runtime.plan.output_changes
+                    journal.add(report.frames, located.frame, finished, has_face, changes)
             if mask is not None:
                 finished = mask.apply(located.frame, finished, located.index)
             report.add_frame(located.matrix is not None)
@@ -231,7 +235,7 @@ class LipSyncPipeline:
             self.runtime.frame_finished()
 
     def _write(
-        self, finished: Iterator[np.ndarray], writer: VideoWriter, collector: FrameCollector | None
+        self, finished: Iterator[np.ndarray], writer: VideoWriter, collector: OutputBuffer | None
     ) -> None:
         """Encode the frames in a background thread while the next ones are computed."""
 
@@ -251,13 +255,16 @@ class LipSyncPipeline:
         encode = partial(encode_audio_guarded, self.bundle, self.runtime)
         return FeatureStream(encode, audio, parity=options.parity, pad_to=pad_to)
 
-    def _free_under_pressure(self, replay: LookBack, collector: FrameCollector | None) -> None:
+    def _free_under_pressure(self, replay: ReplayBuffer, collector: OutputBuffer | None) -> None:
         """Register what can be freed when host memory is scarce."""
         for buffer in (replay, *([] if collector is None else [collector])):
             self.runtime.free_under_pressure(
                 "frames were moved to disk", partial(buffer.spill, SPILL_BYTES), cost=2
             )
         self.runtime.free_under_pressure("encoded faces were freed", self._latents.clear, cost=3)
+        self.runtime.free_under_pressure(
+            "encoded faces left the device", self._latents.free_device, cost=1, on_device=True
+        )
 
     def _latents_used(self) -> tuple[int, int]:
         """Return how many faces were encoded, and how many were found encoded, since the cache was made."""
@@ -266,7 +273,7 @@ class LipSyncPipeline:
     def _open_journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
         video = (source.fps, source.width, source.height, source.frame_estimate)
         numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
-        return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
+        return Journal(output, run_key(self.bundle, options, audio, *video, *numbers))
 
 
 def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -15,6 +15,7 @@ from .plan.steps import step_down, steps_named
 from .plan.task import Task
 from .runtime import Runtime, Workload
 from .storage.latent_cache import LatentCache, module_key
+from .storage.latent_file import default_latent_path
 from .weights.precision import autocast, weight_dtype
 from .weights.quantize import quantize_weights
 
@@ -41,6 +42,7 @@ __all__ = [
     "VideoShape",
     "Workload",
     "autocast",
+    "default_latent_path",
     "integrate_adaptive_optimizer",
     "is_oom",
     "module_key",

@@ -229,9 +229,14 @@ class Runtime:
         finally:
             self.seconds[stage] += time.perf_counter() - start
 
-    def free_under_pressure(self, name: str, act: Callable[[], object], *, cost: float) -> None:
-        """Register an action that frees host memory when it is scarce (see `PressureMonitor.add`)."""
-        self._pressure.add(name, act, cost=cost, kind=MemoryKind.HOST)
+    def free_under_pressure(
+        self, name: str, act: Callable[[], object], *, cost: float, on_device: bool = False
+    ) -> None:
+        """Register an action that frees host memory, or the device's, when it is scarce.
+
+        See `PressureMonitor.add`.
+        """
+        self._pressure.add(name, act, cost=cost, kind=MemoryKind.DEVICE if on_device else MemoryKind.HOST)
 
     def frame_finished(self) -> None:
         """Count a frame; after as many as the plan says, torch's cache of freed blocks is emptied."""

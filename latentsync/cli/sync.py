@@ -100,8 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
         allow_cpu=arguments.allow_cpu,
         parity=arguments.parity,
     )
+    from ...memsafe import LatentCache, default_latent_path
     from ..faces import load_detector
-    from ..pipeline import LipSyncPipeline
+    from ..pipeline import LATENT_CACHE_BYTES, LipSyncPipeline
     from ..throughput import Pace
     from ..validation import preflight
 
@@ -111,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device, backend=arguments.face_detector)
         bundle = load_bundle(arguments, runtime, detector)
-        report = LipSyncPipeline(bundle, runtime).run(
+        latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
+        report = LipSyncPipeline(bundle, runtime, latents).run(
             arguments.video, arguments.audio, arguments.out, options, resume=arguments.resume
         )
     Pace().remember_run(runtime.info, bundle.config, options, report)

@@ -14,7 +14,16 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...memsafe import LatentCache, MemoryPlan, ModelShape, peak_of, plan_for, probe, weight_dtype
+from ...memsafe import (
+    LatentCache,
+    MemoryPlan,
+    ModelShape,
+    default_latent_path,
+    peak_of,
+    plan_for,
+    probe,
+    weight_dtype,
+)
 from ...memsafe.batching.batch_sizer import MARGIN
 from ..errors import CheckpointError
 from ..faces import load_detector
@@ -80,7 +89,7 @@ class SyncModel:
         self, bundle: ModelBundle, attention: str | None = None, offload: bool | None = None
     ) -> None:
         self.bundle, self.attention, self.offload = bundle, attention, offload
-        self.latents = LatentCache(LATENT_CACHE_BYTES)
+        self.latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
         load = compute_device()
         rest = load if comfy_memory.is_device_cpu(load) else comfy_memory.unet_offload_device()
         self.patchers = {

@@ -19,7 +19,7 @@ from ..audio import open_audio
 from ..errors import InputError
 from ..video import FrameSource
 from ..video.clip import open_clip
-from ..video.output_buffer import FrameCollector
+from ..video.output_buffer import OutputBuffer
 from ..video.tensor import FrameTensor
 from .files import Draft
 from .video import LazyVideo
@@ -102,7 +102,7 @@ def no_images(output_mode: str, frames: FrameSource, sound: tuple[Any, int], wor
     return ""
 
 
-def images_of(collector: FrameCollector, path: Path) -> tuple[torch.Tensor | None, str]:
+def images_of(collector: OutputBuffer, path: Path) -> tuple[torch.Tensor | None, str]:
     """The run's frames; where memory has become too little for them, None and why."""
     needed, free = collector.still_needed, available_ram()
     if needed <= free and (images := collector.images()) is not None:

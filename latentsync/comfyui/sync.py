@@ -20,7 +20,7 @@ from ..estimate import Forecast, forecast, shape_of_video
 from ..throughput import Pace
 from ..validation import preflight
 from ..video import FrameSource
-from ..video.output_buffer import FrameCollector
+from ..video.output_buffer import OutputBuffer
 from .files import temporary_folder, workflow_of
 from .host import ComfyHost, in_comfy_words
 from .models import SyncModel, compute_device, load_default
@@ -64,7 +64,7 @@ def sync(
         mode, frames, sound
     )  # here already, or frames that cannot fit would wait for the model
     scratch = temporary_folder()
-    with FrameCollector(scratch) as collector:
+    with OutputBuffer(scratch) as collector:
         host = ComfyHost(hidden.unique_id, report)
         if model is None:
             model, warnings = load_default(settings["allow_demo"])

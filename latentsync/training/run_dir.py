@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...memsafe import is_oom
-from ...memsafe.storage.file_lock import FileLock
+from ...memsafe.storage.file_lock import release_lock, take_lock
 from ..errors import OutputError
 
 
@@ -22,7 +22,7 @@ def training_folder(out: Path) -> Iterator[Path]:
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock.take(folder / ".lock")
+        lock = take_lock(folder / ".lock")
     except (OSError, ValueError) as error:  # ValueError: a name that the file system does not allow
         raise OutputError(
             f"The model folder {str(out)[:100]!r} cannot be written ({_reason(error)}); give another --out."
@@ -32,7 +32,7 @@ def training_folder(out: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
+        release_lock(lock)
         with suppress(OSError):  # raised by the first folder that is not empty
             for path in new:
                 path.rmdir()

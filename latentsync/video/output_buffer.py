@@ -1,4 +1,4 @@
-"""The finished frames of a run, for programs that want them all at once."""
+"""The finished frames of a run, for programs that need all of them at once."""
 
 from __future__ import annotations
 
@@ -12,65 +12,71 @@ import numpy as np
 from torch import Tensor
 
 from ...memsafe import is_oom
-from ...memsafe.storage.frame_store import FrameDataError, FrameStore, StoreBudgets, StoreLevel
+from ...memsafe.storage.frame_codec import FrameDataError
+from ...memsafe.storage.frame_pool import FramePool, Level, PoolBudget
 from .replay import disk_share
 from .tensor import FrameTensor
 
 logger = logging.getLogger(__name__)
 
-_UNBOUNDED = 2**62  # bytes; it is the pressure on memory that moves frames down
+_UNLIMITED = 2**62  # bytes; only memory pressure moves frames down
 
 
-class FrameCollector:
-    """Keeps frames until a run has ended as the bytes they are, a quarter of what they take as floats.
+class OutputBuffer:
+    """Stores frames until the run has ended, as bytes, which take a quarter of their size as floats.
 
-    Those are in main memory until `spill` moves them on: packed, and at last into a temporary folder made in
-    `folder`. A context manager; leaving it removes them. No run fails because its frames cannot be kept: they
-    are let go, and `lost` says why.
+    They stay in RAM until `spill` compresses them and then moves them to a temporary file in `folder`. A context
+    manager; leaving it frees them. A run never fails because its frames cannot be stored: they are dropped, and
+    `lost` gives the reason.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        budgets = StoreBudgets(warm=_UNBOUNDED, cold=_UNBOUNDED, frozen=disk_share(Path(folder)))
-        self._store = FrameStore(budgets, folder, promote=False)
+        budget = PoolBudget(warm=_UNLIMITED, cold=_UNLIMITED, frozen=disk_share(Path(folder)))
+        self._pool = FramePool(budget, folder)
         self._size = (0, 0)
         self.lost = ""
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next frame, uint8 [h, w, 3]; all are of one size."""
+        """Store the next frame, uint8 [h, w, 3]; all have the same size."""
         if self.lost:
             return
-        with self._giving_up():
-            self._store.put(len(self._store), frame)
+        with self._losing_frames():
+            self._pool.put(len(self._pool), frame)
             self._size = frame.shape[0], frame.shape[1]
 
     def spill(self, amount: int) -> int:
-        """Free `amount` bytes of main memory, or what is there; returns how many. For any thread, also afterwards."""
-        return self._store.spill(amount)
+        """Free up to `amount` bytes of RAM; return the bytes freed. May be called from any thread, also afterwards."""
+        return self._pool.spill(amount)
+
+    def usage(self) -> dict[Level, int]:
+        """Return the bytes of frames per storage level."""
+        return self._pool.usage()
 
     @property
     def still_needed(self) -> int:
-        """Bytes of main memory that `images` will take beyond those the frames are in already."""
-        usage = self._store.usage()
-        held = usage[StoreLevel.WARM].bytes + usage[StoreLevel.COLD].bytes
-        return max(FrameTensor.bytes_for(len(self._store), *self._size) - held, 0)
+        """Bytes of RAM that `images` takes beyond those that the frames are in already."""
+        usage = self.usage()
+        held = usage[Level.WARM] + usage[Level.COLD]
+        return max(FrameTensor.bytes_for(len(self._pool), *self._size) - held, 0)
 
     def images(self) -> Tensor | None:
-        """The frames, float32 [n, h, w, 3] in 0..1, which the collector lets go of; None if they are lost."""
+        """Return the frames, float32 [n, h, w, 3] in 0..1, and empty the buffer; None if they are lost."""
         if self.lost:
             return None
-        with self._giving_up():
-            together = FrameTensor(len(self._store), *self._size)
-            for index in self._store:
-                together.add(self._store.get(index))
-                self._store.drop(index)
+        with self._losing_frames():
+            count = len(self._pool)
+            together = FrameTensor(count, *self._size)
+            for index in range(count):
+                together.add(np.asarray(self._pool.get(index)))
+                self._pool.drop(index)
             return together.images
         return None
 
     def close(self) -> None:
-        """Let go of all frames and remove the temporary folder. A second call does nothing."""
-        self._store.close()
+        """Free all frames and delete the temporary file. A second call does nothing."""
+        self._pool.close()
 
-    def __enter__(self) -> FrameCollector:
+    def __enter__(self) -> OutputBuffer:
         return self
 
     def __exit__(
@@ -79,7 +85,8 @@ class FrameCollector:
         self.close()
 
     @contextmanager
-    def _giving_up(self) -> Iterator[None]:
+    def _losing_frames(self) -> Iterator[None]:
+        """Drop all frames if the body fails for lack of memory or disk."""
         try:
             yield
         except Exception as error:
@@ -87,4 +94,4 @@ class FrameCollector:
                 raise
             self.lost = str(error)
             self.close()
-            logger.warning("The frames are not kept any more: %s", error)
+            logger.warning("The frames are not stored any more: %s", error)

@@ -7,20 +7,17 @@ import errno
 import os
 import re
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import av
+from filelock import BaseFileLock
 
+from ...memsafe.storage.file_lock import release_lock, take_lock
 from ..errors import OutputError
 from ..shortage import raise_shortage
 from .formats import SUFFIXES
-
-if TYPE_CHECKING:
-    from ...memsafe.storage.file_lock import FileLock
 
 _LOCK = ".lock"
 
@@ -63,13 +60,11 @@ class OutputFile:
         self._target = _follow_link(path)
         self._pattern = self._target.with_suffix(path.suffix)  # FFmpeg takes the container from the suffix
         self.partial = _partial_name(self._pattern)
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
         self._created: list[Path] = []
 
     def create(self) -> None:
         """Make the folders and the hidden file. Raises OSError."""
-        from ...memsafe.storage.file_lock import FileLock  # memsafe imports torch
-
         missing = [folder for folder in self._target.absolute().parents if not folder.exists()]
         for folder in reversed(missing):
             folder.mkdir()
@@ -77,7 +72,7 @@ class OutputFile:
         _remove_abandoned(self._pattern)
         while self._lock is None:  # None: another process removed the file before it was locked
             self.partial = _partial_name(self._pattern)
-            self._lock = FileLock.take(_lock_path(self.partial))
+            self._lock = take_lock(_lock_path(self.partial))
         with self.partial.open("xb"):
             pass
 
@@ -99,7 +94,8 @@ class OutputFile:
 
     def _release(self) -> None:
         if self._lock is not None:
-            self._lock.release()
+            release_lock(self._lock)
+            self._lock = None
 
 
 @contextlib.contextmanager
@@ -151,15 +147,10 @@ def _remove_abandoned(pattern: Path) -> None:
                 _remove_if_unlocked(lock)
 
 
-def _remove_if_unlocked(lock: Path) -> None:
-    from ...memsafe.storage.file_lock import try_lock  # memsafe imports torch
-
+def _remove_if_unlocked(path: Path) -> None:
     with suppress(OSError):
-        with lock.open("r+b") as file:
-            if not try_lock(file, without_locks=False):
-                return
-            lock.with_name(lock.name.removesuffix(_LOCK)).unlink(missing_ok=True)
-            if sys.platform != "win32":
-                lock.unlink()
-        if sys.platform == "win32":  # which deletes no open file
-            lock.unlink()
+        lock = take_lock(path)
+        if lock is None or not lock.is_locked:
+            return
+        path.with_name(path.name.removesuffix(_LOCK)).unlink(missing_ok=True)
+        release_lock(lock)

@@ -1,4 +1,4 @@
-"""Frames as torch programs hold images, float 0 .. 1: read, and collected, without a second copy of all."""
+"""Conversion between frames and the float images of torch programs, without a second copy of all frames."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FLOAT_BYTES = 4
 
 
 class TensorSource(ClosingSource):
-    """Float images [n, h, w, c] in 0 .. 1 on any device; grey is spread to RGB, alpha is dropped.
+    """A FrameSource of float images [n, h, w, c] in 0..1 on any device; grey becomes RGB, alpha is dropped.
 
-    fps: as `as_fps` takes it. Raises VideoError for another shape or type, or no image.
+    fps: as `as_fps` takes it. Raises VideoError for another shape or dtype, or no image.
     """
 
     def __init__(self, images: Any, fps: Fraction | float | int | str = Fraction(25)) -> None:
@@ -40,30 +40,30 @@ class TensorSource(ClosingSource):
         self.pixel_aspect = Fraction(1)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Images `start`, `start + 1`, ... as uint8 [h, w, 3], rounded: bytes over 255 come back exactly."""
+        """Yield images `start`, `start + 1`, ... as uint8 [h, w, 3], rounded, so that n / 255 becomes n."""
         for image in self._images[start:]:
             rgb = image[..., :3].expand(-1, -1, 3).float()
             yield rgb.nan_to_num().mul(255).round_().clamp_(0, 255).byte().cpu().contiguous().numpy()
 
 
 class FrameTensor:
-    """Collects frames uint8 [height, width, 3] into one float32 tensor, allocated once for `count` of them."""
+    """One float32 tensor, allocated once, for `count` frames uint8 [height, width, 3]."""
 
     def __init__(self, count: int, height: int, width: int) -> None:
         self._images = torch.empty(count, height, width, 3)
         self._filled = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Take the next frame; raises IndexError beyond `count`."""
+        """Convert the next frame. Raises IndexError beyond `count`."""
         np.divide(frame, 255, out=self._images[self._filled].numpy(), dtype=np.float32)
         self._filled += 1
 
     @property
     def images(self) -> Tensor:
-        """The frames so far, float32 [n, height, width, 3] in 0..1."""
+        """Frames added so far, float32 [n, height, width, 3] in 0..1."""
         return self._images[: self._filled]
 
     @staticmethod
     def bytes_for(count: int, height: int, width: int) -> int:
-        """What so many frames take."""
+        """Return the size of `count` frames."""
         return FLOAT_BYTES * count * height * width * 3

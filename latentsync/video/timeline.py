@@ -1,4 +1,4 @@
-"""Which source frame each output frame shows, when the sound outlasts the video."""
+"""The source frame of each output frame, also when the audio is longer than the video."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 from ..config import Extend
 from ..errors import VideoError
 from . import FrameSource, is_seekable, reversed_frames
-from .replay import LookBack
+from .replay import ReplayBuffer
 
-KEPT_IN_MEMORY = 16  # a source of at most so many frames (a portrait, a short GIF) is decoded only once
+KEPT_IN_MEMORY = 16  # a source of at most this many frames (a portrait, a short GIF) is decoded only once
 
 Pass = Callable[[], Iterator[np.ndarray]]
 
 
 def timeline(
-    source: FrameSource, count: int | None, extend: Extend, look_back: LookBack | None = None
+    source: FrameSource, count: int | None, extend: Extend, replay: ReplayBuffer | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (source index, frame) for every output frame; frames are uint8 [h, w, 3] and read-only by agreement.
 
-    The first pass runs forwards through the source. If it ends before `count` frames, `extend` decides:
-    backwards and forwards in turns (with the turning frame twice, as published), from the start again, the
-    last frame standing, or nothing. `count` None: one pass. Raises VideoError if the source has no frame.
+    The first pass reads the source forwards. If it ends before `count` frames, `extend` decides: alternately
+    backwards and forwards (with the turning frame twice, as in the published code), from the start again, the last
+    frame repeated, or nothing. `count` None: one pass. Raises VideoError if a pass over the source has no frame.
 
-    A source that can be read only once is repeated from `look_back`, which takes no frame that cannot come
-    again and is closed when the iteration ends, however that happens. Other sources leave it empty.
+    A source that can be read only once is repeated from `replay`, which stores only frames that can be shown again
+    and is closed when the iteration ends for any reason. It stays empty for other sources.
     """
     repeated = count is not None and extend in (Extend.PINGPONG, Extend.LOOP)
-    if look_back is not None and (not repeated or is_seekable(source)):
-        look_back = None
-    with look_back or nullcontext():
-        yield from _shown(source, count, extend, look_back)
+    if replay is not None and (not repeated or is_seekable(source)):
+        replay = None
+    with replay or nullcontext():
+        yield from _output_frames(source, count, extend, replay)
 
 
-def _shown(
-    source: FrameSource, count: int | None, extend: Extend, look_back: LookBack | None
+def _output_frames(
+    source: FrameSource, count: int | None, extend: Extend, replay: ReplayBuffer | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     kept: list[np.ndarray] = []
     length = 0
@@ -55,14 +55,14 @@ def _shown(
             kept.append(frame)
         else:
             kept.clear()
-        if look_back is not None and count is not None:
-            look_back.keep(length - 1, frame, _may_return(length, count - length, extend))
+        if replay is not None and count is not None:
+            replay.keep(length - 1, frame, _may_return(length, count - length, extend))
     if last is None:
         raise VideoError("The video has no frame that can be decoded; check the file in a player.")
     if count is None or extend is Extend.CUT:
         return
     remaining = count - length
-    for index, frame in _repeats(length, last, _passes(source, length, kept, look_back), extend):
+    for index, frame in _repeats(length, last, _passes(source, length, kept, replay), extend):
         yield index, frame
         remaining -= 1
         if not remaining:
@@ -70,35 +70,43 @@ def _shown(
 
 
 def _may_return(length: int, after: int, extend: Extend) -> range:
-    """Which of the first `length` frames come again, if the source ends here and `after` output frames follow.
+    """Return which of the first `length` frames are shown again if the source ends here and `after` frames follow.
 
-    None that is left out comes again if it ends later, since fewer follow then.
+    The others are never shown again: the later the source ends, the fewer frames follow.
     """
     return range(min(after, length)) if extend is Extend.LOOP else range(max(length - after, 0), length)
 
 
 def _passes(
-    source: FrameSource, length: int, kept: list[np.ndarray], look_back: LookBack | None
+    source: FrameSource, length: int, kept: list[np.ndarray], replay: ReplayBuffer | None
 ) -> tuple[Pass, Pass]:
-    """Where frames come from again, forwards and backwards."""
+    """Return functions that read all frames again, forwards and backwards."""
     if kept:
         return partial(iter, kept), partial(reversed, kept)
-    if look_back is not None:
-        return look_back.forwards, look_back.backwards
+    if replay is not None:
+        return replay.forwards, replay.backwards
     return source.frames, partial(reversed_frames, source, length)
 
 
 def _repeats(
     length: int, last: np.ndarray, passes: tuple[Pass, Pass], extend: Extend
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames after the first pass, without end."""
+    """Yield the frames after the first pass, endlessly. Raises VideoError if a pass has no frame."""
     while extend is Extend.FREEZE:
         yield length - 1, last
     forwards, backwards = passes
-    back = extend is Extend.PINGPONG
+    reverse = extend is Extend.PINGPONG
     while True:
-        order = range(length - 1, -1, -1) if back else range(length)
+        order = range(length - 1, -1, -1) if reverse else range(length)
+        empty = True
         # Not strict: a damaged file may decode to another number of frames from a second start.
-        yield from zip(order, backwards() if back else forwards(), strict=False)
+        for pair in zip(order, backwards() if reverse else forwards(), strict=False):
+            empty = False
+            yield pair
+        if empty:
+            raise VideoError(
+                f"The video gave {length} frames at first and none when it was read again; it was changed, or can be "
+                "read only once. Leave the file as it is during the run, or give a source with seekable = False."
+            )
         if extend is Extend.PINGPONG:
-            back = not back
+            reverse = not reverse

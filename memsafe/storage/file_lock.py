@@ -1,75 +1,54 @@
-"""One process at a time, by a lock file that the system releases when its owner is gone."""
+"""One process at a time, by a lock file that the system unlocks when its process ends."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-
-class FileLock:
-    """A lock that was taken; `release` deletes its file. A killed process leaves the file, but not the lock."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file = path, file
-
-    @classmethod
-    def take(cls, path: Path) -> FileLock | None:
-        """The lock; None if another has it, in this process or another. Raises OSError for a file that cannot be made.
-
-        Where the file system knows no locks, it is given to everybody.
-        """
-        while True:
-            file = path.open("ab")
-            try:
-                if not try_lock(file, without_locks=True):
-                    file.close()
-                    return None
-                with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                        return cls(path, file)
-            except BaseException:
-                file.close()
-                raise
-            file.close()  # its owner deleted it after it was opened here
-
-    def release(self) -> None:
-        """Let others have it. A second call does nothing."""
-        if self._file.closed:
-            return
-        if (
-            sys.platform != "win32"
-        ):  # deleted before it can be another's; Windows deletes no file that is open
-            with suppress(OSError):
-                self._path.unlink()
-        self._file.close()
-        if sys.platform == "win32":
-            with suppress(OSError):
-                self._path.unlink()
+# Answers of file systems without locks, such as some network drives.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def try_lock(file: BinaryIO, *, without_locks: bool) -> bool:
-    """Take the lock of an open file, which lasts until it is closed; False if another holds it.
+def take_lock(path: Path) -> BaseFileLock | None:
+    """Lock the file `path`, creating it; None if another holds it, in this process or another.
 
-    without_locks: the answer where the file system knows no locks.
+    A symbolic link is not followed. On a file system without locks everybody gets a lock, with `is_locked` False.
+    Raises OSError if the file cannot be created.
     """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+    lock = FileLock(path, thread_local=False)
+    while True:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            logger.info("%s cannot be locked (%s).", path, error)
+            return lock
+        if path.exists():
+            return lock
+        lock.release()  # its last owner deleted the file after it was opened here
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        logger.info("%s cannot be locked (%s).", file.name, error.strerror)
-        return without_locks
-    return True
+def release_lock(lock: BaseFileLock) -> None:
+    """Delete the file and unlock it. Not to be called twice: by then the file can be another's."""
+    if os.name != "nt":  # deleted while locked, so that it is not another's by then
+        _delete(lock)
+    lock.release()
+    if os.name == "nt":  # which deletes no open file
+        _delete(lock)
+
+
+def _delete(lock: BaseFileLock) -> None:
+    with suppress(OSError):
+        os.unlink(lock.lock_file)  # noqa: PTH108 - of a path that is a string

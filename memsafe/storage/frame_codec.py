@@ -1,234 +1,182 @@
-"""Lossless compression of frames: what their neighbours do not foretell, packed by zstandard.
+"""Lossless compression of frames: prediction from the row above or the frame before, then zstandard.
 
-A frame is stored as its byte differences, modulo 256, to the frame before it; a keyframe as the differences
-between its rows. Both plane by plane, after green has been subtracted from red and blue: on three 1080x1920
-talking heads that leaves a third less of the differences than zstandard alone, and less than half of keyframes.
+A keyframe is stored as the differences between its rows, a delta frame as its differences to the frame encoded
+before it, both modulo 256 and plane by plane, after green has been subtracted from red and blue. On three
+1080x1920 talking heads that leaves a third less than zstandard alone for delta frames, and half for keyframes.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from math import prod
 
 import numpy as np
 import zstandard
 
-KEYFRAME_INTERVAL = 8  # most frames decoded for one; more saves little, a keyframe is 1.4 to 1.9 differences
-LEVEL = 1  # of zstandard; 3 takes 20 to 50 % longer and saves 2 % at best
+KEYFRAME_INTERVAL = 8  # most frames decoded to read one; a keyframe takes 1.4 to 1.9 times a delta frame
+LEVEL = 1  # of zstandard; level 3 takes 20 to 50 % longer and saves 2 % at best
 
-# Frames of floats are mostly eight-bit pictures divided by 255, and then they are stored as those. CPUs divide,
-# CUDA multiplies by the reciprocal; which of both, bit for bit, is part of the record.
-_SHADES = np.arange(256, dtype=np.float32)
-_TABLES = (_SHADES / np.float32(255), _SHADES * (np.float32(1) / np.float32(255)))
-_BYTES = 0  # form of a frame that is stored as it is; form k > 0: as shades of _TABLES[k - 1]
-_SAMPLE = 4096  # values looked at before all are
-
-_KINDS = "biufc"  # dtypes that are nothing but their bytes
+_HEAD = struct.Struct(
+    "<B4sBI"
+)  # is delta, dtype, number of dimensions, CRC-32; then each dimension as uint64
+_DTYPES = "biufc"  # kinds of numpy dtypes that are fully described by their bytes
 
 
 class FrameDataError(ValueError):
-    """A stored frame that is not what was stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """One compressed frame."""
-
-    shape: tuple[int, ...]
-    dtype: str  # numpy's, with the byte order, as in "|u1" or "<f4"
-    form: int  # whether `payload` holds the frame's bytes or its shades
-    delta: bool  # a difference to the frame packed just before; False: a keyframe
-    checksum: int  # CRC-32 of the frame's bytes in C order
-    payload: bytes
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the payload."""
-        return len(self.payload)
-
-    @property
-    def frame_bytes(self) -> int:
-        """Size of the frame."""
-        return _count(self.shape) * np.dtype(self.dtype).itemsize
+    """A stored frame is damaged, or does not belong to the frames before it."""
 
 
 class FrameEncoder:
-    """Packs frames one after the other; each may lean on the one before. For one thread at a time.
+    """Compresses frames one after the other into self-contained bytes. Not thread-safe; holds one frame.
 
-    A keyframe is made every `keyframe_interval` frames, when shape or dtype change, and when the difference
-    comes out no smaller than a keyframe. Holds one frame.
+    A frame becomes a keyframe every `keyframe_interval` frames, when the shape or dtype changes, and when a delta
+    would not be smaller.
     """
 
     def __init__(self, keyframe_interval: int = KEYFRAME_INTERVAL) -> None:
         if keyframe_interval < 1:
             raise ValueError(f"keyframe_interval is {keyframe_interval}; expected 1 or more.")
         self._interval = keyframe_interval
-        self._before: tuple[tuple[object, ...], np.ndarray] | None = None
-        self._since = 0  # frames since the keyframe, with it
-        self._key_size = 0
+        self._previous: tuple[object, np.ndarray] | None = None  # shape and dtype; planes
+        self._since_keyframe = 0
+        self._keyframe_bytes = 0
 
-    def encode(self, frame: np.ndarray) -> Packed:
-        """Pack `frame`: any shape, of bools, integers, floats or complex numbers.
-
-        Raises ValueError for another dtype.
-        """
+    def encode(self, frame: np.ndarray) -> bytes:
+        """Compress `frame`, of any shape. Raises ValueError unless it holds bools, integers, floats or complex."""
         frame = np.asarray(frame, order="C")
-        if frame.dtype.kind not in _KINDS:
+        if frame.dtype.kind not in _DTYPES:
             raise ValueError(f"The frame's dtype is {frame.dtype}; expected bools, integers or floats.")
-        form, shades = _eight_bit(frame)
-        planes = _to_planes(shades)
-        kind = (frame.shape, frame.dtype.str, form)
-        payload, delta = self._smaller(kind, planes)
-        if delta:
-            self._since += 1
-        else:
-            self._since, self._key_size = 1, len(payload)
-        self._before = kind, planes
-        return Packed(frame.shape, frame.dtype.str, form, delta, zlib.crc32(_raw(frame)), payload)
+        planes = _to_planes(frame)
+        payload, delta = self._compress(planes, (frame.shape, frame.dtype))
+        self._previous = (frame.shape, frame.dtype), planes
+        head = _HEAD.pack(delta, frame.dtype.str.encode(), frame.ndim, _checksum(frame))
+        return head + struct.pack(f"<{frame.ndim}Q", *frame.shape) + payload
 
     def reset(self) -> None:
-        """Make the next frame a keyframe, and let go of the last one."""
-        self._before = None
+        """Make the next frame a keyframe and free the last one."""
+        self._previous = None
 
-    def _smaller(self, kind: tuple[object, ...], planes: np.ndarray) -> tuple[bytes, bool]:
-        """The payload, and whether it is a difference."""
-        difference = None
-        if self._before is not None and self._before[0] == kind and self._since < self._interval:
-            difference = _compress(planes - self._before[1])
-            if len(difference) < self._key_size:
-                return difference, True
-        keyframe = _compress(_rows_apart(planes))
-        if difference is not None and len(difference) < len(keyframe):
-            return difference, True
-        return keyframe, False
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What decoding can go on from."""
-
-    planes: np.ndarray  # as they were coded; never written to again
+    def _compress(self, planes: np.ndarray, kind: object) -> tuple[bytes, bool]:
+        """Return the smaller of delta and keyframe, and True for a delta."""
+        delta = None
+        if self._previous is not None and self._previous[0] == kind and self._since_keyframe < self._interval:
+            delta = _pack(planes - self._previous[1])
+        if delta is None or len(delta) >= self._keyframe_bytes:
+            rows = planes.copy()
+            rows[:, 1:] -= planes[:, :-1]
+            keyframe = _pack(rows)
+            if delta is None or len(keyframe) <= len(delta):
+                self._since_keyframe, self._keyframe_bytes = 1, len(keyframe)
+                return keyframe, False
+        self._since_keyframe += 1
+        return delta, True
 
 
-def decode(chain: Sequence[Packed], before: Decoded | None = None) -> tuple[np.ndarray, Decoded]:
-    """The last frame of `chain`, and what a longer chain can go on from.
+def is_delta(encoded: bytes) -> bool:
+    """Return True if decoding also needs the frame encoded just before."""
+    return bool(encoded[:1] == b"\1")
 
-    `chain` begins with a keyframe, or follows on the frame that `before` came from. Raises FrameDataError
-    if anything is not as it was encoded.
+
+def decode(chain: Iterable[bytes], planes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode encoded frames in order; return the last frame, and its planes to continue from.
+
+    `chain` begins with a keyframe, or continues from the frame that returned `planes`, which is not changed.
+    Raises FrameDataError if anything is not as it was encoded.
     """
-    planes = before.planes if before is not None else None
-    private = False  # whether `planes` may be written to
-    for packed in chain:
-        read = _decompress(packed)
-        if not packed.delta:
-            planes, private = np.cumsum(read, axis=1, dtype=np.uint8), True
-        elif planes is None or planes.shape != read.shape:
-            raise FrameDataError("A frame is stored as a difference, but the frame before it is not its own.")
-        elif private:
-            planes += read
+    own = False  # `planes` may be written to
+    head = None
+    for encoded in chain:
+        head = _read_head(encoded)
+        delta, shape, dtype, _, payload = head
+        stored = _unpack(payload, shape, dtype)
+        if not delta:
+            planes = np.cumsum(stored, axis=1, dtype=np.uint8)
+        elif planes is None or planes.shape != stored.shape:
+            raise FrameDataError("A stored frame is a delta, but the frame before it is missing.")
+        elif own:
+            planes += stored
         else:
-            planes, private = planes + read, True
-    if not chain or planes is None:
-        raise ValueError("The chain of frames is empty; expected a keyframe and the differences after it.")
-    frame = _from_planes(planes, chain[-1])
-    if zlib.crc32(_raw(frame)) != chain[-1].checksum:
+            planes = planes + stored
+        own = True
+    if head is None or planes is None:
+        raise ValueError("The chain of frames is empty; expected a keyframe and the deltas after it.")
+    _, shape, dtype, checksum, _ = head
+    frame = _from_planes(planes, shape, dtype)
+    if _checksum(frame) != checksum:
         raise FrameDataError("A stored frame is damaged: its checksum is wrong.")
-    return frame, Decoded(planes)
+    return frame, planes
 
 
-def _eight_bit(frame: np.ndarray) -> tuple[int, np.ndarray]:
-    """The form in which a frame is coded, and the array in that form."""
-    if frame.dtype != np.float32:
-        return _BYTES, frame
-    for form, table in enumerate(_TABLES, start=1):
-        if _shades(frame.reshape(-1)[:_SAMPLE], table) is not None:
-            shades = _shades(frame, table)
-            if shades is not None:
-                return form, shades
-    return _BYTES, frame
-
-
-def _shades(values: np.ndarray, table: np.ndarray) -> np.ndarray | None:
-    """The uint8 numbers of `values` in `table`, or None if one is not in it, bit for bit."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        scaled = values * np.float32(255)
-        shades = np.where(scaled < 255.5, scaled + np.float32(0.5), np.float32(0)).astype(np.uint8)
-    same = table[shades].view(np.uint32) == values.view(np.uint32)
-    return shades if bool(same.all()) else None
+def _read_head(encoded: bytes) -> tuple[bool, tuple[int, ...], np.dtype, int, bytes]:
+    """Return (is delta, shape, dtype, checksum, payload). Raises FrameDataError."""
+    try:
+        delta, code, ndim, checksum = _HEAD.unpack_from(encoded)
+        shape = struct.unpack_from(f"<{ndim}Q", encoded, _HEAD.size)
+        dtype = np.dtype(code.rstrip(b"\0").decode("ascii"))
+    except (struct.error, TypeError, ValueError) as error:
+        raise FrameDataError(f"A stored frame is damaged: {error}.") from None
+    if dtype.kind not in _DTYPES or delta > 1:
+        raise FrameDataError("A stored frame is damaged: its header is wrong.")
+    return bool(delta), shape, dtype, checksum, encoded[_HEAD.size + 8 * ndim :]
 
 
 def _layout(shape: tuple[int, ...], itemsize: int) -> tuple[int, int, int]:
-    """(rows, columns, bytes per column) of an array, each byte of a column being a plane of its own."""
-    coloured = len(shape) >= 3 and 0 < shape[-1] <= 4
-    channels, pixels = (shape[-1], shape[:-1]) if coloured else (1, shape)
+    """Return (planes, rows, columns) of an array: one plane for each byte of a pixel."""
+    has_channels = len(shape) >= 3 and 0 < shape[-1] <= 4
+    channels, pixels = (shape[-1], shape[:-1]) if has_channels else (1, shape)
     columns = pixels[-1] if pixels else 1
-    rows = _count(pixels) // columns if columns else 0
-    return rows, columns, channels * itemsize
+    return channels * itemsize, prod(pixels) // columns if columns else 0, columns
 
 
-def _to_planes(array: np.ndarray) -> np.ndarray:
-    """uint8 [planes, rows, columns] of an array, its neighbouring colours decorrelated."""
-    rows, columns, depth = _layout(array.shape, array.dtype.itemsize)
-    interleaved = np.frombuffer(_raw(array), np.uint8).reshape(rows, columns, depth)
-    planes = interleaved.transpose(2, 0, 1).copy()
-    if _is_picture(array.dtype, depth):
+def _to_planes(frame: np.ndarray) -> np.ndarray:
+    depth, rows, columns = _layout(frame.shape, frame.dtype.itemsize)
+    pixels = np.frombuffer(_bytes_of(frame), np.uint8).reshape(rows, columns, depth)
+    planes = pixels.transpose(2, 0, 1).copy()
+    if _is_color(frame.dtype, depth):
         planes[0] -= planes[1]
         planes[2] -= planes[1]
     return planes
 
 
-def _from_planes(planes: np.ndarray, packed: Packed) -> np.ndarray:
-    dtype = np.dtype(packed.dtype if packed.form == _BYTES else np.uint8)
-    depth = len(planes)
-    interleaved = np.empty((*planes.shape[1:], depth), np.uint8)
-    for channel, plane in enumerate(planes):
-        interleaved[..., channel] = plane
-    if _is_picture(dtype, depth):
-        interleaved[..., 0] += planes[1]
-        interleaved[..., 2] += planes[1]
-    array = interleaved.reshape(-1).view(dtype).reshape(packed.shape)
-    return array if packed.form == _BYTES else _TABLES[packed.form - 1][array].reshape(packed.shape)
+def _from_planes(planes: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    pixels = np.empty((*planes.shape[1:], len(planes)), np.uint8)
+    for channel, plane in enumerate(planes):  # faster than one transposed copy
+        pixels[..., channel] = plane
+    if _is_color(dtype, len(planes)):
+        pixels[..., 0] += planes[1]
+        pixels[..., 2] += planes[1]
+    return pixels.reshape(-1).view(dtype).reshape(shape)
 
 
-def _is_picture(dtype: np.dtype, depth: int) -> bool:
+def _is_color(dtype: np.dtype, depth: int) -> bool:
     return dtype == np.uint8 and depth in (3, 4)
 
 
-def _rows_apart(planes: np.ndarray) -> np.ndarray:
-    apart = planes.copy()
-    apart[:, 1:] -= planes[:, :-1]
-    return apart
+def _pack(planes: np.ndarray) -> bytes:
+    # Compressors are not thread-safe; making one costs little next to compressing a frame.
+    return zstandard.ZstdCompressor(level=LEVEL).compress(_bytes_of(planes))
 
 
-def _compress(planes: np.ndarray) -> bytes:
-    # A compressor may not be shared by threads; a new one costs little beside a frame.
-    return zstandard.ZstdCompressor(level=LEVEL).compress(_raw(planes))
-
-
-def _decompress(packed: Packed) -> np.ndarray:
-    """The planes in a payload; never more bytes than the frame has, whatever the payload says."""
-    itemsize = np.dtype(packed.dtype).itemsize if packed.form == _BYTES else 1
-    rows, columns, depth = _layout(packed.shape, itemsize)
-    size = rows * columns * depth
+def _unpack(payload: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Decompress to planes; never allocates more than the frame's size, whatever the payload claims."""
+    layout = _layout(shape, dtype.itemsize)
     try:
-        if zstandard.frame_content_size(packed.payload) != size:
+        if zstandard.frame_content_size(payload) != prod(layout):
             raise FrameDataError("A stored frame is damaged: its size is wrong.")
-        data = zstandard.ZstdDecompressor().decompress(packed.payload)
+        data = zstandard.ZstdDecompressor().decompress(payload)
     except zstandard.ZstdError as error:
         raise FrameDataError(f"A stored frame is damaged: {error}.") from None
-    if len(data) != size:
+    if len(data) != prod(layout):
         raise FrameDataError("A stored frame is damaged: its size is wrong.")
-    return np.frombuffer(data, np.uint8).reshape(depth, rows, columns)
+    return np.frombuffer(data, np.uint8).reshape(layout)
 
 
-def _raw(array: np.ndarray) -> memoryview:
-    """The bytes of a C-ordered array, not copied."""
+def _checksum(frame: np.ndarray) -> int:
+    return zlib.crc32(_bytes_of(frame), zlib.crc32(repr((frame.shape, frame.dtype.str)).encode()))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """Return the bytes of a C-ordered array without a copy."""
     return array.reshape(-1).view(np.uint8).data
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

@@ -1,4 +1,4 @@
-"""What an encoder made of pictures, kept by the pictures' content, so that no picture is encoded twice."""
+"""Encoded faces by content, so that the same face is encoded once."""
 
 from __future__ import annotations
 
@@ -6,184 +6,216 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 32  # side, in pixels, of the squares by which two pictures are compared
-RECENT = 4  # encoded pictures that another one is compared with
-_SAMPLES = 16  # values of each weight that tell two encoders apart
+from ..device.probe import GIB, DeviceInfo
+from .frame_pool import FramePool, PoolBudget, PoolFullError
+from .latent_file import LatentFile
+
+PATCH = 32  # pixels; edge of the squares by which two faces are compared
+RECENT = 4  # encoded faces that a new one is compared with
+HOT_SHARE = 128  # of a device's free memory, one part
+HOT_BYTES = 256 * 2**20  # at most
+_SAMPLES = 16  # values of each weight that distinguish two encoders
 _DIGEST = 16  # bytes
 
 
-def content_key(picture: Tensor | np.ndarray, *what_else: object) -> bytes:
-    """A key of the picture's bytes, shape and dtype, and of the `repr` of what else decides its encoding."""
-    digest = blake2b(
-        repr((str(picture.dtype), tuple(picture.shape), what_else)).encode(), digest_size=_DIGEST
-    )
-    digest.update(_raw(picture))
+def content_key(image: Tensor | np.ndarray, *state: object) -> bytes:
+    """Return a key of the bytes, shape and dtype of `image`, and of the `repr` of `state`."""
+    digest = blake2b(repr((str(image.dtype), tuple(image.shape), state)).encode(), digest_size=_DIGEST)
+    digest.update(_bytes_of(image))
     return digest.digest()
 
 
 def module_key(module: nn.Module) -> bytes:
-    """A key of a network: its class, and of every weight and buffer name, shape, dtype and a few values.
+    """Return a key of a network: its class, and of every weight the name, shape, dtype and a few values.
 
-    Cheap enough for each run; the same on every device. Networks that differ in very few values look alike.
+    The same on every device. Networks that differ in very few values can have the same key.
     """
     digest = blake2b(type(module).__qualname__.encode(), digest_size=_DIGEST)
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         flat = tensor.detach().reshape(-1)
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(_raw(flat[:: max(1, len(flat) // _SAMPLES)]))
+        digest.update(_bytes_of(flat[:: max(1, len(flat) // _SAMPLES)]))
     return digest.digest()
 
 
-class LatentCache:
-    """Tensors by key, in main memory, of at most `limit` bytes together.
+def hot_budget(info: DeviceInfo) -> int:
+    """Return the bytes of encoded faces that may stay on a device; 0 if it has no memory of its own."""
+    return 0 if info.kind != "cuda" else min(info.free_memory // HOT_SHARE, HOT_BYTES)
 
-    The longest unused of earlier runs go first. When all are of this run, what came a moment ago goes and not
-    they: in a loop over more than there is room for, the longest unused is what comes next. What comes out is
-    shared and not to be written to. Safe to use from several threads. `clear` is a measure for PressureWatch.add.
+
+class LatentCache:
+    """Tensors by key: hot on the device and warm in RAM, in a FramePool; frozen in a file kept between runs.
+
+    warm: maximum bytes in RAM. file: path of the file, of at most `file_limit` bytes; None: nothing is kept.
+    Eviction in RAM and on the device: LRU among entries of earlier runs; within a run the newest entry, because a
+    cyclic scan larger than the cache defeats LRU. Thread-safe. Returned tensors are shared: do not write to them.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.hits = self.misses = self.reused = 0  # reused: encodings of a picture that only looks the same
-        self.nbytes = 0
-        self._tensors: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._used: set[bytes] = set()  # in this run
-        self._recent: deque[tuple[bytes, object, Tensor]] = deque(maxlen=RECENT)
-        self._lock = threading.Lock()
+    def __init__(self, warm: int, file: Path | None = None, file_limit: int = GIB) -> None:
+        self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
+        self._pool = FramePool(PoolBudget(warm=warm))
+        self._file = None if file is None else LatentFile(file, file_limit)
+        self._order: OrderedDict[bytes, None] = (
+            OrderedDict()
+        )  # keys in the pool, the least recently used first
+        self._used: set[bytes] = set()  # keys used in this run
+        self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._order)
 
-    def begin_run(self) -> None:
-        """What is kept is of earlier runs from now on, until it is used again."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM and on the device."""
+        return sum(self._pool.usage().values())
+
+    def begin_run(self, device: torch.device | str | None = None, hot: int = 0) -> None:
+        """Begin a run with up to `hot` bytes on `device`; what is cached now counts as used by earlier runs."""
         with self._lock:
+            self.end_run()
+            self._pool.device = device
+            self._pool.budget = PoolBudget(hot=0 if device is None else hot, warm=self._pool.budget.warm)
             self._used.clear()
+            if self._file is not None:
+                self._file.begin_run()
 
-    def get(self, key: bytes) -> Tensor | None:
-        """The tensor, on the CPU; None if there is none any more."""
+    def end_run(self) -> None:
+        """Free the device's memory and write to the file what is not written yet."""
         with self._lock:
-            tensor = self._tensors.get(key)
-            if tensor is None:
-                self.misses += 1
-            else:
-                self.hits += 1
-                self._used.add(key)
-                self._tensors.move_to_end(key)
-            return tensor
-
-    def put(self, key: bytes, tensor: Tensor) -> None:
-        """Keep a copy; nothing larger than the limit is kept."""
-        # A copy of its own, or a row would keep its whole batch alive.
-        copy = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        with self._lock:
-            self._drop(key)
-            if copy.nbytes > self.limit:
-                return
-            while self.nbytes + copy.nbytes > self.limit:
-                self._drop(self._victim())
-            self._used.add(key)
-            self._tensors[key] = copy
-            self.nbytes += copy.nbytes
-
-    def clear(self) -> bool:
-        """Let go of everything; whether there was anything."""
-        with self._lock:
-            held = bool(self._tensors or self._recent)
-            self._tensors.clear()
-            self._used.clear()
-            self._recent.clear()
-            self.nbytes = 0
-            return held
+            self.free_device()
+            if self._file is not None:
+                self._file.flush()
 
     def encoded(
         self,
-        pictures: Sequence[Tensor],
+        faces: Sequence[Tensor],
         encode: Callable[[list[Tensor]], Iterable[Tensor]],
-        *what_else: object,
+        state: Callable[[], object] = lambda: None,
         bound: float | None = None,
     ) -> list[Tensor]:
-        """One tensor per picture, in order; `encode` is given those that are not known, each once.
+        """Return one tensor per face, in order, on the CPU or the device; unknown faces are encoded once.
 
-        `encode` returns a tensor per picture, which is kept as soon as it comes. what_else: what decides the
-        encoding besides the picture, as in `content_key`. bound: take the encoding of one of the last few
-        pictures if no square of PATCH pixels differs from it by more than this on average, 0..255 for uint8;
-        never that of a picture which was itself replaced, so errors do not add up. None: only of equal pictures.
+        encode: yields a tensor per face; each is cached at once. state: gives everything else that decides an
+        encoding, such as the VAE and its tiling; it is asked again for each result, since recovery from an OOM may
+        change it during the call. bound: accept the encoding of one of the last few faces if no square of PATCH
+        pixels differs from it by more than this on average, 0..255 for uint8; never of a face that was itself
+        replaced, so that errors do not add up. None: accept equal faces only.
         """
-        known: dict[bytes, Tensor] = {}
+        now = state()
         missing: dict[bytes, Tensor] = {}
-        keys = []
-        for picture in pictures:
-            key = content_key(picture, *what_else)
-            if key in known or key in missing:
-                with self._lock:
-                    self.hits += 1
-            elif (tensor := self.get(key)) is not None:
-                known[key] = tensor
-            elif bound is not None and (like := self._like(picture, what_else, bound, known, missing)):
-                key = like
-            else:
-                missing[key] = picture
-                with self._lock:
-                    self._recent.append((key, what_else, picture))
-            keys.append(key)
-        if missing:
-            for key, tensor in zip(missing, encode(list(missing.values())), strict=True):
-                known[key] = tensor
-                self.put(key, tensor)
-        return [known[key] for key in keys]
-
-    def _like(
-        self,
-        picture: Tensor,
-        what_else: object,
-        bound: float,
-        known: dict[bytes, Tensor],
-        missing: dict[bytes, Tensor],
-    ) -> bytes | None:
-        """The key of a recent picture within `bound` whose encoding there is, or soon is; the latest first."""
         with self._lock:
-            recent = list(self._recent)
-        for key, what, other in reversed(recent):
-            if what != what_else or other.shape != picture.shape or difference(picture, other) > bound:
-                continue
-            with self._lock:
-                if key not in missing and key not in known:
-                    if key not in self._tensors:
-                        continue  # it has been dropped
-                    known[key] = self._tensors[key]
-                self.reused += 1
-            return key
-        return None
+            results = [self._find(face, now, bound, missing) for face in faces]
+        known: dict[bytes, Tensor] = {}
+        if missing:
+            for (key, face), tensor in zip(missing.items(), encode(list(missing.values())), strict=True):
+                known[key] = tensor
+                now = state()
+                with self._lock:
+                    self.misses += 1
+                    self.put(content_key(face, now), tensor)
+                    self._recent.append((now, face, tensor.cpu()))
+        return [known[found] if isinstance(found, bytes) else found for found in results]
 
-    def _victim(self) -> bytes:
-        oldest = next(iter(self._tensors))
-        if oldest not in self._used:
-            return oldest
-        # The last few are what `_like` compares with.
-        return next(islice(reversed(self._tensors), RECENT, None), oldest)
+    def get(self, key: bytes) -> Tensor | None:
+        """Return the tensor, on the CPU or the device; None if it is not cached."""
+        with self._lock:
+            if key in self._order:
+                self.hits += 1
+                self._used.add(key)
+                self._order.move_to_end(key)
+                stored = self._pool.get(key)
+                return stored if isinstance(stored, Tensor) else torch.tensor(stored)
+            array = None if self._file is None else self._file.get(key)
+            if array is None:
+                return None
+            self.hits += 1
+            tensor = torch.from_numpy(array)
+            self._put_in_pool(key, tensor)
+            return tensor
+
+    def put(self, key: bytes, tensor: Tensor) -> None:
+        """Cache a copy; a tensor larger than the budgets is not kept in RAM."""
+        with self._lock:
+            self._put_in_pool(key, tensor)
+            if self._file is not None:
+                self._file.put(key, tensor.detach().cpu().numpy())
+
+    def clear(self) -> bool:
+        """Free RAM and device, but not the file; return True if there was anything. For PressureMonitor.add."""
+        with self._lock:
+            held = bool(self._order or self._recent)
+            for key in list(self._order):
+                self._drop(key)
+            self._recent.clear()
+            return held
+
+    def free_device(self) -> bool:
+        """Move hot entries to RAM, or drop them where it is full; return True if there were any."""
+        with self._lock:
+            freed = self._pool.spill_device()
+            for key in [key for key in self._order if key not in self._pool]:
+                self._drop(key)
+            return freed > 0
+
+    def _put_in_pool(self, key: bytes, tensor: Tensor) -> None:
+        if key in self._order:
+            self._drop(key)
+        if tensor.nbytes > max(self._pool.budget.hot, self._pool.budget.warm):
+            return
+        while key not in self._order:
+            try:
+                self._pool.put(key, tensor)
+                self._order[key] = None
+                self._used.add(key)
+            except PoolFullError:
+                oldest, newest = next(iter(self._order)), next(reversed(self._order))
+                self._drop(newest if oldest in self._used else oldest)
 
     def _drop(self, key: bytes) -> None:
+        if key in self._pool:
+            self._pool.drop(key)
+        del self._order[key]
         self._used.discard(key)
-        dropped = self._tensors.pop(key, None)
-        if dropped is not None:
-            self.nbytes -= dropped.nbytes
+
+    def _find(
+        self, face: Tensor, state: object, bound: float | None, missing: dict[bytes, Tensor]
+    ) -> Tensor | bytes:
+        """Return the encoding of a face, or its key in `missing`, to which the face is added if need be."""
+        key = content_key(face, state)
+        if key in missing:
+            self.hits += 1
+            return key
+        if (tensor := self.get(key)) is not None:
+            return tensor
+        if bound is not None:
+            candidates: list[tuple[Tensor, Tensor | bytes]]
+            candidates = [(other, tensor) for its_state, other, tensor in self._recent if its_state == state]
+            candidates += [(other, name) for name, other in missing.items()]
+            for other, encoding in reversed(candidates[-RECENT:]):
+                if other.shape == face.shape and difference(face, other) <= bound:
+                    self.reused += 1
+                    return encoding
+        missing[key] = face
+        return key
 
 
-def difference(picture: Tensor, other: Tensor) -> float:
-    """Mean absolute difference of two pictures [c, h, w] in that square of PATCH pixels where it is largest."""
-    apart = (picture.float() - other.float()).abs().mean(dim=0, keepdim=True)
+def difference(face: Tensor, other: Tensor) -> float:
+    """Return the mean absolute difference of two images [c, h, w] in the square of PATCH pixels that differs most."""
+    apart = (face.float() - other.float()).abs().mean(dim=0, keepdim=True)
     return float(F.avg_pool2d(apart, PATCH, ceil_mode=True).max())
 
 
-def _raw(array: Tensor | np.ndarray) -> memoryview:
-    """The bytes of an array, or of a tensor on any device, in C order."""
+def _bytes_of(array: Tensor | np.ndarray) -> memoryview:
+    """Return the bytes of an array, or of a tensor on any device, in C order."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

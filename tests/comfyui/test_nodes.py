@@ -254,7 +254,7 @@ def test_auto_keeps_no_images_that_nothing_is_connected_to(
     connected, unconnected = fake.prompt, {**fake.prompt, "8": {"inputs": {"video": ["7", 3], "n": 0}}}
     assert node.fingerprint_inputs(output_mode="auto") is True
     fake.prompt = unconnected
-    monkeypatch.setattr(pack.comfy_results.FrameCollector, "add", lambda *frame: pytest.fail("kept"))
+    monkeypatch.setattr(pack.comfy_results.OutputBuffer, "add", lambda *frame: pytest.fail("kept"))
     assert "nothing was connected" in run(pack, model)[0].message
     without = node.fingerprint_inputs(**widgets(pack))
     fake.prompt = {"9": {"inputs": {}}}  # the node that runs was put there by another one

@@ -1,53 +1,63 @@
-"""A lock belongs to one at a time, and nothing is left of it."""
+"""A lock file has one holder at a time and is deleted with its lock."""
 
 import errno
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from latentsync_memsafe.memsafe.storage import file_lock
-from latentsync_memsafe.memsafe.storage.file_lock import FileLock
+from latentsync_memsafe.memsafe.storage.file_lock import release_lock, take_lock
 
 
-def test_one_at_a_time(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     for _ in range(2):
-        lock = FileLock.take(path)
-        assert lock is not None and FileLock.take(path) is None
-        lock.release()
+        lock = take_lock(path)
+        assert lock is not None and lock.is_locked and take_lock(path) is None
+        release_lock(lock)
         assert not list(tmp_path.iterdir())
-    later = FileLock.take(path)
-    lock.release()  # long released: not the later one's
-    assert later is not None and path.exists() and FileLock.take(path) is None
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no file that is open")
-@pytest.mark.parametrize("successor", [False, True])
-def test_a_file_that_its_owner_deleted_meanwhile_is_no_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, successor: bool
-) -> None:
+HOLDER = """
+import sys
+from pathlib import Path
+from latentsync_memsafe.memsafe.storage.file_lock import take_lock
+lock = take_lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_process_leaves_the_file_but_not_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    owner, others = FileLock.take(path), []
-    assert owner is not None
-    try_lock = file_lock.try_lock
-
-    def late(file, *, without_locks: bool) -> bool:
-        if not file.closed and not others:
-            others.append(None)
-            owner.release()
-            if successor:
-                others.append(FileLock.take(path))
-        return try_lock(file, without_locks=without_locks)
-
-    monkeypatch.setattr(file_lock, "try_lock", late)
-    mine = FileLock.take(path)
-    assert (mine is None) == successor
-    assert path.exists() and FileLock.take(path) is None
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n" and take_lock(path) is None
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert path.exists()
+    lock = take_lock(path)
+    assert lock is not None
+    release_lock(lock)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="of POSIX")
-def test_a_file_system_without_locks_gives_it_to_everybody(
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "lock"
+    try:
+        path.symlink_to(victim)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    with pytest.raises(OSError, match="symbolic links"):
+        take_lock(path)
+    assert not victim.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_file_system_without_locks_gives_everybody_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -56,8 +66,8 @@ def test_a_file_system_without_locks_gives_it_to_everybody(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    first, second = FileLock.take(tmp_path / "lock"), FileLock.take(tmp_path / "lock")
-    assert first is not None and second is not None
-    first.release()
-    second.release()
+    first, second = take_lock(tmp_path / "lock"), take_lock(tmp_path / "lock")
+    assert first is not None and second is not None and not first.is_locked
+    release_lock(first)
+    release_lock(second)
     assert not list(tmp_path.iterdir())

@@ -1,14 +1,17 @@
-"""A run that was interrupted goes on with the very frames it had finished."""
+"""An interrupted run resumes with exactly the frames it had finished."""
 
 import copy
-import errno
+import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,13 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
-from latentsync_memsafe.latentsync import journal as journal_module
 from latentsync_memsafe.latentsync.errors import FaceError, OutputError
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
-from latentsync_memsafe.latentsync.journal import Journal, JournalledGenerator, changed_box, run_key
+from latentsync_memsafe.latentsync.journal import Journal, remove_journal, run_key
+from latentsync_memsafe.latentsync.patch import StableBox, changed_box
 from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import Cancelled, Runtime
-from latentsync_memsafe.memsafe.storage import frame_log
 
 from support.known_faces import PointsDetector
 from support.portrait import tones
@@ -39,31 +41,20 @@ def out(tmp_path: Path) -> Path:
 
 
 class Painter:
-    """A generator that paints on frames with a face, and counts how many it was asked for."""
+    """Paints on frames with a face, and counts the frames it was given."""
 
     def __init__(self, seed: int = 7) -> None:
         self._rng = np.random.default_rng(seed)
-        self.synthesized = 0
+        self.painted = 0
 
-    def synthesize(self, windows):
-        frames = [frame for window in windows for frame in window.frames]
-        self.synthesized += len(frames)
-        return [None if frame.matrix is None else object() for frame in frames]
-
-    def paste(self, located: LocatedFrame, face: object) -> np.ndarray:
-        if face is None:
+    def paint(self, located: LocatedFrame) -> np.ndarray:
+        self.painted += 1
+        if located.matrix is None:
             return located.frame
         finished = located.frame.copy()
         x, y = self._rng.integers(0, 40, 2)
         finished[y : y + 30, x : x + 50] = self._rng.integers(0, 256, finished[y : y + 30, x : x + 50].shape)
         return finished
-
-
-class Group:
-    """As much of a Window as a generator looks at."""
-
-    def __init__(self, frames: list[LocatedFrame]) -> None:
-        self.frames = frames
 
 
 def clip(count: int, seed: int = 0) -> list[LocatedFrame]:
@@ -76,14 +67,21 @@ def clip(count: int, seed: int = 0) -> list[LocatedFrame]:
 
 
 def run(
-    journal: Journal, frames: list[LocatedFrame], painter: Painter, group: int = 4
+    journal: Journal, frames: list[LocatedFrame], painter: Painter, group: int = 4, made_with: str = ""
 ) -> Iterator[np.ndarray]:
-    """What the pipeline does with a generator."""
-    generator = JournalledGenerator(painter, journal)
+    """Use the journal as the pipeline does."""
     for start in range(0, len(frames), group):
-        some = frames[start : start + group]
-        for located, face in zip(some, generator.synthesize([Group(some)]), strict=True):
-            yield generator.paste(located, face)
+        window = frames[start : start + group]
+        patches = journal.get(start, window, made_with)
+        for i, located in enumerate(window):
+            if patches is not None:
+                yield patches[i].put_into(located.frame)
+                continue
+            finished = painter.paint(located)
+            journal.add(start + i, located.frame, finished, located.matrix is not None, made_with)
+            if i == len(window) - 1:
+                journal.commit()
+            yield finished
 
 
 class Stopped(Exception):
@@ -93,9 +91,9 @@ class Stopped(Exception):
 def interrupted(
     out: Path, frames: list[LocatedFrame], after: int, painter: Painter | None = None
 ) -> list[np.ndarray]:
-    """A run of `frames` that stops when frame `after` would come; what came before."""
+    """Run until frame `after` would come; return the frames before it."""
     finished = []
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
         for frame in run(journal, frames, painter or Painter()):
             if len(finished) == after:
                 raise Stopped
@@ -108,64 +106,62 @@ def same(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
     return len(some) == len(others) and all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-def test_a_resumed_run_takes_whole_groups_and_a_complete_one_leaves_nothing(out: Path) -> None:
+def test_a_resumed_run_uses_whole_windows_and_a_complete_one_leaves_nothing(out: Path) -> None:
     frames = clip(11)
     before = interrupted(out, frames, after=9)
     assert [path.name for path in out.parent.iterdir()] == [".out.mp4.resume"]
     painter = Painter(seed=8)  # would paint otherwise
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         assert journal.kept == 8
         after = list(run(journal, frames, painter))
-    assert same(after[:8], before[:8]) and painter.synthesized == 3
+    assert same(after[:8], before[:8]) and painter.painted == 3
     assert after[3] is frames[3].frame  # no face, no copy
     assert not list(out.parent.iterdir())
 
 
-def test_an_interruption_may_come_again_and_again(out: Path) -> None:
+def test_a_run_may_be_interrupted_repeatedly(out: Path) -> None:
     frames, painter, shown = clip(12), Painter(), []
     for stop in (5, 2, 7, 12):  # the second run does not even come as far as the first
         shown.append(interrupted(out, frames, stop, painter))
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         last = list(run(journal, frames, painter))
     assert same(last[:4], shown[0][:4]) and same(last[:2], shown[1]) and same(last[4:8], shown[3][4:8])
     assert same(last, shown[3])
 
 
 @pytest.mark.parametrize(("first", "then", "computed"), [(4, 8, 4), (8, 4, 4), (4, 3, 4)])
-def test_another_group_size_takes_what_is_whole(out: Path, first: int, then: int, computed: int) -> None:
-    """More windows at a time, or fewer, after the plan has changed. 12 frames; the first run stops in the last 4."""
+def test_another_group_size_uses_complete_groups(out: Path, first: int, then: int, computed: int) -> None:
+    """The plan has changed between the runs. There are 12 frames; the first run stops in the last 4."""
     frames, painter = clip(12), Painter(seed=9)
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
         finished = [
             frame for _, frame in zip(range(11), run(journal, frames, Painter(), first), strict=False)
         ]
         raise Stopped
     kept = 8 // then * then
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
         again = list(run(journal, frames, painter, then))
-        assert same(again[:kept], finished[:kept]) and painter.synthesized == 12 - kept
+        assert same(again[:kept], finished[:kept]) and painter.painted == 12 - kept
         raise Stopped
-    with Journal.open(out, KEY) as journal:
-        assert (
-            journal.kept == 12 and list(run(journal, frames, painter, 2)) and painter.synthesized == 12 - kept
-        )
+    with Journal(out, KEY) as journal:
+        assert journal.kept == 12 and list(run(journal, frames, painter, 2)) and painter.painted == 12 - kept
 
 
-def test_frames_that_are_computed_again_do_not_replace_those_that_are_kept(out: Path) -> None:
-    """Groups of 6 after groups of 4: frames 6 and 7 are kept and come again, but the second group is never whole."""
+def test_frames_that_are_computed_again_do_not_replace_stored_ones(out: Path) -> None:
+    """Groups of 6 follow groups of 4: frames 6 and 7 are stored, and computed again in an incomplete group."""
     frames = clip(12)
     before = interrupted(out, frames, after=8)
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
         for i, _ in enumerate(run(journal, frames, Painter(seed=8), group=6)):
             if i == 8:
                 raise Stopped
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         assert journal.kept == 8 and same(list(run(journal, frames, Painter(), group=4))[:8], before)
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_any_frames_come_back_bit_for_bit(
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_any_frames_are_restored_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     out = tmp_path_factory.mktemp("any") / "out.mp4"
@@ -179,14 +175,14 @@ def test_any_frames_come_back_bit_for_bit(
 
     pictures = st.builds(placed, hnp.arrays(np.uint8, sizes), st.integers(0, 69), st.integers(0, 69))
     pairs = data.draw(st.lists(st.tuples(pictures, pictures, st.booleans()), min_size=1, max_size=5))
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
         for i, (source, finished, has_face) in enumerate(pairs):
-            journal.add(i, source, finished, has_face)
+            journal.add(i, source, finished, has_face, "")
         journal.commit()
         raise Stopped
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         located = [LocatedFrame(source, MATRIX if has_face else None, 1.0) for source, _, has_face in pairs]
-        patches = journal.patches(0, located)
+        patches = journal.get(0, located, "")
         assert patches is not None
         for patch, frame, (source, finished, _) in zip(patches, located, pairs, strict=True):
             before = frame.frame.copy()
@@ -203,76 +199,151 @@ def small(count: int) -> list[LocatedFrame]:
     return [LocatedFrame(rng.integers(0, 200, (8, 8, 3), np.uint8), MATRIX, 1.0) for _ in range(count)]
 
 
-def note(journal: Journal, frames: list[LocatedFrame], numbers: range, shade: int) -> None:
-    """Frames that are brighter by `shade`, in groups of two."""
+def store(journal: Journal, frames: list[LocatedFrame], numbers: range, shade: int) -> None:
+    """Store frames that are brighter by `shade`, in groups of two."""
     for i in numbers:
-        journal.add(i, frames[i].frame, frames[i].frame + np.uint8(shade), True)
+        journal.add(i, frames[i].frame, frames[i].frame + np.uint8(shade), True, "")
         if i % 2:
             journal.commit()
 
 
 def shades(journal: Journal, frames: list[LocatedFrame]) -> list[int]:
-    patches = journal.patches(0, frames) or []
+    patches = journal.get(0, frames, "") or []
     apart = [p.put_into(f.frame) - f.frame for p, f in zip(patches, frames, strict=True)] if patches else []
     assert all((one == one[0, 0, 0]).all() for one in apart)
     return [int(one[0, 0, 0]) for one in apart]
 
 
-def test_a_file_cut_anywhere_in_its_last_group_goes_on_from_the_whole_ones(out: Path) -> None:
-    frames, sizes = small(6), []
-    path = out.with_name(".out.mp4.resume")
-    with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
-        for first in (0, 2, 4):
-            note(journal, frames, range(first, first + 2), shade=1)
-            sizes.append(path.stat().st_size)
-        raise Stopped
-    data = path.read_bytes()
-    for size in range(sizes[1], sizes[2] + 1):
-        path.write_bytes(data[:size])
-        whole = 2 * sum(end <= size for end in sizes)
-        with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
-            assert journal.kept == whole and shades(journal, frames[:whole]) == [1] * whole
-            assert whole == 6 or journal.patches(0, frames) is None
-            note(journal, frames, range(whole, 6), shade=2)
-            raise Stopped
-        with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
-            assert shades(journal, frames) == [1] * whole + [2] * (6 - whole)
-            raise Stopped
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from latentsync_memsafe.latentsync import journal as module
+from latentsync_memsafe.latentsync.journal import Journal
+commits = int(sys.argv[2])
+journal = Journal(Path(sys.argv[1]), b"a run")
+for i in range(2 * commits + 1):  # the last frame is never committed
+    source = np.random.default_rng(i).integers(0, 200, (8, 8, 3), np.uint8)
+    journal.add(i, source, source + np.uint8(1), True, "")
+    if i % 2:
+        journal.commit()
+os._exit(9)
+"""
 
 
-def spoil_the_middle(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[20] ^= 1  # in the note
-    path.write_bytes(data)
+@pytest.mark.parametrize("commits", [0, 1, 3])
+def test_a_killed_process_loses_only_what_was_not_committed(out: Path, commits: int) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(out), str(commits)], check=False)
+    sources = [np.random.default_rng(i).integers(0, 200, (8, 8, 3), np.uint8) for i in range(2 * commits)]
+    frames = [LocatedFrame(source, MATRIX, 1.0) for source in sources]
+    with Journal(out, KEY) as journal:
+        assert journal.kept == 2 * commits and shades(journal, frames) == [1] * 2 * commits
+    assert not list(out.parent.iterdir())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def change_middle(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for position in range(8192, len(content), 64):
+        content[position] ^= 255
+    path.write_bytes(content)
+
+
+def change_a_patch(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE patches SET payload = x'00112233' WHERE id = 2")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "key", "words"),
+    ("damage", "key", "message"),
     [
         (lambda path: None, b"another run", "belongs to another run"),
-        (lambda path: path.write_bytes(b"something else"), KEY, "is not a file of frames"),
-        (lambda path: path.write_bytes(b""), KEY, "is not a file of frames"),
-        (spoil_the_middle, KEY, "is not a file of frames"),
+        (lambda path: path.write_bytes(b"something else" * 99), KEY, "cannot be read"),
+        (cut, KEY, "cannot be read"),
+        (change_middle, KEY, "cannot be read"),
+        (change_a_patch, KEY, "cannot be read"),
     ],
 )
-def test_a_foreign_or_damaged_journal_is_replaced_with_one_line(
-    out: Path, caplog: pytest.LogCaptureFixture, spoil, key: bytes, words: str
+def test_a_foreign_or_damaged_journal_is_replaced_with_one_warning(
+    out: Path, caplog: pytest.LogCaptureFixture, damage, key: bytes, message: str
 ) -> None:
     frames, painter = clip(8), Painter(seed=8)
     interrupted(out, frames, after=6)
-    spoil(out.with_name(".out.mp4.resume"))
+    damage(out.with_name(".out.mp4.resume"))
     caplog.clear()
-    with pytest.raises(Stopped), Journal.open(out, key) as journal:
+    with pytest.raises(Stopped), Journal(out, key) as journal:
         finished = list(run(journal, frames, painter))
         raise Stopped
-    assert painter.synthesized == 8 and [r.levelname for r in caplog.records] == ["WARNING"]
-    assert words in caplog.text and "it is replaced" in caplog.text
-    with Journal.open(out, key) as journal:
-        assert same(list(run(journal, frames, painter)), finished) and painter.synthesized == 8
+    assert painter.painted == 8 and [r.levelname for r in caplog.records] == ["WARNING"]
+    assert message in caplog.text and "it is replaced" in caplog.text
+    with Journal(out, key) as journal:
+        assert same(list(run(journal, frames, painter)), finished) and painter.painted == 8
+
+
+def test_frames_made_with_other_steps_in_force_are_computed_again(out: Path) -> None:
+    """The first run loses memory in its third window and goes on at half the resolution, as allowed."""
+    frames, painter = clip(12), Painter(seed=8)
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
+        first = list(run(journal, frames[:8], Painter()))
+        for i, located in enumerate(frames[8:], start=8):
+            journal.add(i, located.frame, Painter(seed=i).paint(located), True, "lower_resolution")
+        journal.commit()
+        raise Stopped
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
+        second = list(run(journal, frames, painter))
+        assert journal.resumed == 8 and painter.painted == 4 and same(second[:8], first)
+        raise Stopped
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:  # what was computed again is stored
+        assert same(list(run(journal, frames, painter)), second) and painter.painted == 4
+        assert journal.get(0, frames[:4], "lower_resolution") is None
+        raise Stopped
+    with Journal(out, KEY) as journal:
+        list(run(journal, frames, painter, made_with="lower_resolution"))
+        assert journal.resumed == 0 and painter.painted == 16
+
+
+def test_deltas_save_most_of_a_moving_face(out: Path) -> None:
+    """The changed rectangle differs by a pixel from frame to frame, as that of a real face does."""
+    rng = np.random.default_rng(0)
+    source = np.full((256, 256, 3), 90, np.uint8)
+    face = cv2.resize(rng.integers(0, 256, (12, 12, 3), np.uint8), (140, 140), interpolation=cv2.INTER_CUBIC)
+    raw = 0
+    with pytest.raises(Stopped), Journal(out, KEY) as journal:
+        for i in range(32):
+            size = 130 + i % 4
+            finished = source.copy()
+            finished[60 : 60 + size, 50 : 50 + size] = face[:size, :size]
+            finished[140:170, 90:140] += rng.integers(0, 8, (30, 50, 3), np.uint8)
+            journal.add(i, source, finished, True, "")
+            raw += size * size * 3
+            if i % 16 == 15:
+                journal.commit()
+        assert out.with_name(".out.mp4.resume").stat().st_size < 0.4 * raw
+        raise Stopped
+    remove_journal(out)
+
+
+def test_a_box_stays_the_same_while_it_fits() -> None:
+    source = np.zeros((100, 120, 3), np.uint8)
+
+    def around(box: StableBox, x0: int, y0: int, x1: int, y1: int) -> tuple[int, int, int, int]:
+        finished = source.copy()
+        finished[y0:y1, x0:x1] = 1
+        return box.around(source, finished)
+
+    box = StableBox()
+    first = around(box, 40, 20, 80, 60)
+    assert first == (35, 15, 85, 65)
+    assert around(box, 36, 16, 84, 64) == around(box, 50, 30, 60, 40) == first
+    assert around(box, 80, 60, 120, 100) == (75, 55, 120, 100)
+    assert box.around(source, source) == box.around(source, source.copy()) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("what", ["pixel", "face found", "face lost", "size"])
-def test_a_journal_of_other_frames_serves_as_far_as_they_agree(
+def test_a_journal_of_other_frames_is_used_as_far_as_they_agree(
     out: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     frames, painter = clip(12), Painter(seed=8)
@@ -287,63 +358,107 @@ def test_a_journal_of_other_frames_serves_as_far_as_they_agree(
         frames[7] = replace(frames[7], matrix=None)
     else:
         frames[6] = replace(frames[6], frame=frames[6].frame[: y1 - 1].copy())
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         after = list(run(journal, frames, painter))
-    assert same(after[:4], before[:4]) and painter.synthesized == 8
+    assert same(after[:4], before[:4]) and painter.painted == 8
     assert caplog.text.count("belongs to other frames from frame 4 on") == 1
 
 
-def test_what_lies_outside_a_patch_may_change(out: Path) -> None:
-    """It is the new frame's in the result, as if it had been computed."""
-    frames = clip(4)
-    before = interrupted(out, frames, after=4)
-    _, _, x1, _ = changed_box(frames[0].frame, before[0])
-    assert x1 < 110
-    frames[0].frame[:, x1:] = 0
-    with Journal.open(out, KEY) as journal:
-        after = list(run(journal, frames, Painter()))
-    before[0][:, x1:] = 0
-    assert same(after, before)
+class FailingConnection(sqlite3.Connection):
+    """A database on a disk that fails from a given statement on."""
+
+    left = 0
+
+    def _count(self, statement: str) -> None:
+        if statement.startswith(("PRAGMA", "SELECT")):
+            return
+        FailingConnection.left -= 1
+        if FailingConnection.left < 0:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    def execute(self, statement: str, *given):
+        self._count(statement)
+        return super().execute(statement, *given)
+
+    def executemany(self, statement: str, *given):
+        self._count(statement)
+        return super().executemany(statement, *given)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_costs_the_journal_and_not_the_run(
-    out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+def test_a_disk_that_fails_ends_the_journal_and_not_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At every write of a run in turn, among them the making of the file."""
-    frames = clip(8)
-    expected = list(run(Journal(out, KEY, None), frames, Painter()))
-    write = frame_log._write_all
-    for fatal in range(1 + 7 + 2):  # the note, a patch for each frame with a face (0-2, 4-7), two tables
-        calls = []
-
-        def failing(file, data: bytes, fatal: int = fatal, calls: list = calls) -> None:
-            calls.append(len(data))
-            if len(calls) > fatal:
-                file.write(data[: len(data) // 2])
-                raise OSError(code, "no good")
-            write(file, data)
-
+    """Fail at every statement of a run in turn; the last one is the second commit."""
+    frames, connect = clip(8), sqlite3.connect
+    with Journal(out, KEY) as journal:
+        expected = list(run(journal, frames, Painter()))
+    for fatal in range(1, 1 + 1 + 7 + 2):
         caplog.clear()
-        monkeypatch.setattr(frame_log, "_write_all", failing)
-        with pytest.raises(Stopped), Journal.open(out, KEY) as journal:
+        FailingConnection.left = fatal
+        monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=FailingConnection))
+        with pytest.raises(Stopped), Journal(out, KEY) as journal:
             assert same(list(run(journal, frames, Painter())), expected)
+            kept = journal.kept
+            # Without a committed frame the file only takes room that the output may need.
+            assert journal.path.exists() == (kept > 0)
             raise Stopped
-        assert len(calls) == fatal + 1  # it is not tried again
-        assert [r.levelname for r in caplog.records] == ["WARNING"] and "goes on without" in caplog.text
-        monkeypatch.setattr(frame_log, "_write_all", write)
-        kept = 4 * (fatal > 4) + 4 * (fatal > 9)
-        with Journal.open(out, KEY) as journal:
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "goes on without" in record.getMessage() and f"from frame {kept}." in record.getMessage()
+        with Journal(out, KEY) as journal:
             assert journal.kept == kept
             assert same(list(run(journal, frames, Painter()))[:kept], expected[:kept])
         assert not list(out.parent.iterdir())
+    assert kept == 4
 
 
-def test_a_folder_that_cannot_be_made_costs_the_journal_only(
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no small file system here")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+def test_a_limit_on_file_sizes_is_a_full_disk(out: Path) -> None:
+    script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))\n{LIMITED}"
+    done = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "goes on without" in done.stderr and "0.0 MB" not in done.stderr
+    assert not list(out.parent.iterdir())
+
+
+LIMITED = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from latentsync_memsafe.latentsync.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Journal(Path(sys.argv[1]), b"a run") as journal:
+    for i in range(16):
+        source = np.random.default_rng(i).integers(0, 200, (90, 90, 3), np.uint8)
+        journal.add(i, source, source + np.uint8(1), True, "")
+    journal.commit()
+    assert not journal.path.exists()
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", "-journal", ".lock"])
+def test_a_planted_symbolic_link_is_not_followed(out: Path, suffix: str) -> None:
+    victim, missing = out.with_name("victim"), out.with_name("missing")
+    victim.write_bytes(b"precious")
+    for target in (victim, missing):
+        link = out.with_name(f".out.mp4.resume{suffix}")
+        try:
+            link.symlink_to(target)
+        except OSError:
+            pytest.skip("no symbolic links here")
+        frames = clip(8)
+        with Journal(out, KEY) as journal:
+            assert len(list(run(journal, frames, Painter()))) == 8
+        link.unlink(missing_ok=True)
+    assert victim.read_bytes() == b"precious" and list(out.parent.iterdir()) == [victim]
+
+
+def test_a_folder_that_cannot_be_made_ends_the_journal_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    with Journal.open(tmp_path / "file" / "out.mp4", KEY) as journal:
+    with Journal(tmp_path / "file" / "out.mp4", KEY) as journal:
         assert len(list(run(journal, clip(4), Painter()))) == 4
     assert "goes on without" in caplog.text
 
@@ -352,7 +467,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from latentsync_memsafe.latentsync.journal import Journal
-journal = Journal.open(Path(sys.argv[1]), b"a run")
+journal = Journal(Path(sys.argv[1]), b"a run")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -360,10 +475,10 @@ sys.stdin.read()
 
 def test_two_runs_do_not_share_an_output_and_a_killed_one_leaves_no_lock(out: Path) -> None:
     with (
-        Journal.open(out, KEY),
+        Journal(out, KEY),
         pytest.raises(OutputError, match=r"Another run is writing .*out\.mp4 .*choose another"),
     ):
-        Journal.open(out, KEY)
+        Journal(out, KEY)
     assert not list(out.parent.iterdir())
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -371,11 +486,11 @@ def test_two_runs_do_not_share_an_output_and_a_killed_one_leaves_no_lock(out: Pa
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(OutputError, match="Another run"):
-            Journal.open(out, KEY)
+            Journal(out, KEY)
     finally:
         holder.kill()
         holder.communicate()
-    with Journal.open(out, KEY):
+    with Journal(out, KEY):
         pass
     assert not list(out.parent.iterdir())
 
@@ -385,38 +500,29 @@ def test_a_run_that_finished_nothing_leaves_nothing(out: Path) -> None:
     assert not list(out.parent.iterdir())
 
 
-def test_a_run_that_is_stopped_while_it_looks_for_its_journal_holds_no_lock(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_module.FrameLog, "open", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        Journal.open(out, KEY)
-    assert not list(out.parent.iterdir())
-
-
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Cancelled])
 def test_a_run_that_is_stopped_says_what_is_kept_and_only_then(out: Path, kind: type[BaseException]) -> None:
     frames = clip(8)
     for before, words in ((2, ""), (6, "4 finished frames are kept; the same command goes on from there.")):
-        with pytest.raises(kind) as caught, Journal.open(out, KEY) as journal:
+        with pytest.raises(kind) as caught, Journal(out, KEY) as journal:
             for i, _ in enumerate(run(journal, frames, Painter())):
                 if i == before:
                     raise kind
         assert str(caught.value) == words
 
 
-def test_frames_count_as_taken_when_they_are(out: Path) -> None:
+def test_frames_count_as_resumed_when_they_are_used(out: Path) -> None:
     frames = clip(12)
     interrupted(out, frames, after=12)
     frames[6] = replace(frames[6], matrix=None)
-    with Journal.open(out, KEY) as journal:
+    with Journal(out, KEY) as journal:
         list(run(journal, frames, Painter()))
-        assert journal.taken == 4
+        assert journal.resumed == 4
 
 
-def test_a_run_that_would_fail_again_leaves_nothing_not_even_folders(tmp_path: Path) -> None:
+def test_a_run_that_would_fail_again_leaves_no_file_and_no_folder(tmp_path: Path) -> None:
     out = tmp_path / "some" / "new" / "out.mp4"
-    with pytest.raises(FaceError), Journal.open(out, KEY) as journal:
+    with pytest.raises(FaceError), Journal(out, KEY) as journal:
         list(run(journal, clip(8), Painter()))
         raise FaceError("none")
     assert not list(tmp_path.iterdir())
@@ -425,13 +531,13 @@ def test_a_run_that_would_fail_again_leaves_nothing_not_even_folders(tmp_path: P
 
 
 def test_a_complete_output_needs_no_journal_unless_another_run_does(out: Path) -> None:
-    Journal.remove(out)
+    remove_journal(out)
     interrupted(out, clip(8), after=6)
-    with pytest.raises(Stopped), Journal.open(out, KEY):
-        Journal.remove(out)
+    with pytest.raises(Stopped), Journal(out, KEY):
+        remove_journal(out)
         raise Stopped
     assert [path.name for path in out.parent.iterdir()] == [".out.mp4.resume"]
-    Journal.remove(out)
+    remove_journal(out)
     assert not list(out.parent.iterdir())
 
 
@@ -443,7 +549,7 @@ def networks() -> ModelBundle:
     return tiny_bundle(PointsDetector([]))
 
 
-def test_the_key_names_what_decides_the_frames(networks: ModelBundle, tmp_path: Path) -> None:
+def test_the_key_depends_on_what_decides_the_frames(networks: ModelBundle, tmp_path: Path) -> None:
     sound = tones(0.5), 16_000
     other_voice = sound[0].copy()
     other_voice[-1] += 1e-3

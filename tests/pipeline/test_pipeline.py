@@ -26,9 +26,7 @@ from latentsync_memsafe.latentsync.errors import (
     OutputError,
 )
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
-from latentsync_memsafe.latentsync.video.output_buffer import FrameCollector
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, plan_for, probe
-from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.threads import BackgroundConsumer
 
 from support.known_faces import PointsDetector
@@ -438,23 +436,6 @@ def test_the_mouth_weighs_more_where_that_is_asked_for(networks: ModelBundle) ->
     weighted, report = run(attention_mode="flex")
     assert report.attention["ran"] == "twin" and report.attention["weight"] == 2
     assert (weighted != plain).any()
-
-
-def test_when_main_memory_is_scarce_collected_frames_wait_on_disk(
-    networks: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frames, speech, scratch = scene(40), sound(1.6), tmp_path / "scratch"
-    plain = frames_of(pipeline(networks).stream(frames, speech, QUICK))
-    moved = {}
-    for free in (2**40, 1):
-        monkeypatch.setattr(memory, "available_ram", lambda free=free: free)
-        with FrameCollector(scratch) as collector:
-            out = tmp_path / "out.mp4"
-            pipeline(networks).run(frames, speech, out, QUICK, collector=collector, scratch=scratch)
-            moved[free] = scratch.exists() and any(scratch.iterdir())
-            images = collector.images()
-        assert images is not None and torch.equal(images, torch.from_numpy(plain).float() / 255)
-    assert moved == {2**40: False, 1: True} and list(scratch.iterdir()) == []
 
 
 def test_progress_moves_with_every_step_and_never_back(networks: ModelBundle) -> None:

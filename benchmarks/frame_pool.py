@@ -1,8 +1,8 @@
-"""How much smaller frames are in the store, and how fast they go in and come back, per clip.
+"""Compression and speed of the frame pool, per clip.
 
-Consecutive frames of every clip, whole and of their stillest part, at full and at half size, as 8-bit frames
-and as the float frames of ComfyUI's IMAGE. Reduction is against the raw bytes of the same frames; MB/s are raw
-bytes in one thread, get in order, backwards and at random.
+Consecutive frames of every clip, whole and of their stillest part, at full and at half size. The reduction is
+relative to the raw bytes of the same frames; MB/s are raw bytes in one thread, for put, and get in order, backwards
+and at random.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GOAL = 0.60  # of the stillest part of a clip, of its raw bytes
 
 
 def clips(count: int, skip: int) -> Iterable[tuple[str, list[np.ndarray]]]:
-    """(name, frames uint8 [h, w, 3]) of the real clips, else of the public-domain portrait, which never rests."""
+    """Yield (name, frames uint8 [h, w, 3]) of the real clips, else of the moving public-domain portrait."""
     from latentsync_memsafe.latentsync.video import open_video
 
     folder = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
@@ -40,7 +40,7 @@ def clips(count: int, skip: int) -> Iterable[tuple[str, list[np.ndarray]]]:
 
 
 def stillest(frames: list[np.ndarray], parts: int = 4) -> list[np.ndarray]:
-    """The part of the picture, a 16th of its area, that changes least from frame to frame."""
+    """Return the part of the frames, a 16th of their area, that changes least from frame to frame."""
     height, width = (length // parts for length in frames[0].shape[:2])
     change = sum(cv2.absdiff(a, b).astype(np.float32).sum(-1) for a, b in pairwise(frames))
     sums = {
@@ -54,27 +54,27 @@ def stillest(frames: list[np.ndarray], parts: int = 4) -> list[np.ndarray]:
 
 
 def rate(frames: list[np.ndarray], work: Callable[[], None]) -> float:
-    """MB of frames a second."""
+    """Return MB of frames per second."""
     start = time.perf_counter()
     work()
     return sum(frame.nbytes for frame in frames) / 1e6 / (time.perf_counter() - start)
 
 
 def measure(frames: list[np.ndarray], root: str | None) -> tuple[float, list[float]]:
-    """(packed bytes of one raw byte, MB/s of put, get in order, backwards, at random), in memory or in `root`."""
-    from latentsync_memsafe.memsafe.storage.frame_store import FrameStore, StoreBudgets
+    """Return (stored bytes per raw byte, MB/s of put and of the three orders of get), cold or frozen in `root`."""
+    from latentsync_memsafe.memsafe.storage.frame_pool import FramePool, PoolBudget
 
-    budgets = StoreBudgets(cold=2**40) if root is None else StoreBudgets(frozen=2**40)
+    budget = PoolBudget(cold=2**40) if root is None else PoolBudget(frozen=2**40)
     order = list(range(len(frames)))
     shuffled = random.Random(0).sample(order, len(order))
-    with FrameStore(budgets, root, promote=False) as store:
-        rates = [rate(frames, lambda: [store.put(i, frame) for i, frame in enumerate(frames)])]
+    with FramePool(budget, root) as pool:
+        rates = [rate(frames, lambda: [pool.put(i, frame) for i, frame in enumerate(frames)])]
         for indices in (order, order[::-1], shuffled):
-            rates.append(rate(frames, lambda indices=indices: [store.get(i) for i in indices]))
-        if any(store.get(i).tobytes() != frame.tobytes() for i, frame in enumerate(frames)):
+            rates.append(rate(frames, lambda indices=indices: [pool.get(i) for i in indices]))
+        if any(pool.get(i).tobytes() != frame.tobytes() for i, frame in enumerate(frames)):
             raise SystemExit("a frame came back changed")
-        packed = sum(usage.bytes for usage in store.usage().values())
-    return packed / sum(frame.nbytes for frame in frames), rates
+        stored = sum(pool.usage().values())
+    return stored / sum(frame.nbytes for frame in frames), rates
 
 
 def halved(frame: np.ndarray) -> np.ndarray:
@@ -93,7 +93,6 @@ def main() -> int:
         kinds: dict[str, tuple[list[np.ndarray], bool]] = {
             "whole": (frames, False),
             "whole, on disk": (frames, True),
-            "whole, float32": ([frame.astype(np.float32) / 255 for frame in frames[:16]], False),
             "half size": ([halved(frame) for frame in frames], False),
             "stillest part": (still, False),
             "stillest part, half size": ([halved(frame) for frame in still], False),
