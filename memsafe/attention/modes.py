@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -15,24 +14,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batching.oom import is_oom
+from ..choices import AttentionMode
 from .flex import flex_attend, is_compile_failure, why_not
 from .region import KeyRegion, ScaledAttend, weighted_attend
 from .slicing import SCORES_LIMIT, attend_in_parts, tokens_in_parts
 
 logger = logging.getLogger(__name__)
-
-
-class AttentionMode(str, Enum):
-    """The kernel of a model's attentions."""
-
-    STANDARD = "standard"  # the formula written out: PyTorch's math backend
-    FLASH = "flash"  # the fastest backend that PyTorch has for the inputs: flash, cuDNN, memory-efficient
-    FLEX = "flex"  # as flash, but attentions with weighted keys by FlexAttention
-
-    @property
-    def default_weight(self) -> float:
-        """How often keys in the region count unless the user says otherwise; 1 is the trained model."""
-        return 2.0 if self is AttentionMode.FLEX else 1.0
 
 
 def is_spatial_self_attention(name: str) -> bool:
