@@ -19,7 +19,7 @@ import torch
 
 from ..memsafe import LatentCache, Pool, Runtime, Task, VideoShape, starting_over, weight_dtype
 from ..memsafe.threads import Drain, prefetch
-from .audio import AudioSource, FeatureStream, open_audio
+from .audio import AudioSource, FeatureStream
 from .compositing import FrameMask, MaskedGenerator
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError
@@ -29,7 +29,7 @@ from .faces.locate import FaceLocator, LocatedFrame
 from .generator import FaceGenerator, Window, WindowGenerator
 from .journal import Journal, JournalledGenerator, run_key
 from .report import Report
-from .validation import Audio, Source, check_output, check_source, opened
+from .validation import Audio, AudioMedia, Source, open_inputs
 from .video import FrameSource, VideoWriter
 from .video.output_buffer import FrameCollector
 from .video.replay import LookBack
@@ -69,7 +69,7 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         *,
         resume: bool = False,
-        mask: np.ndarray | None = None,
+        mask: np.ndarray | FrameMask | None = None,
         report: Report | None = None,
         collector: FrameCollector | None = None,
         scratch: Path | None = None,
@@ -88,19 +88,18 @@ class LipSyncPipeline:
         """
         output = Path(output)
         folder = scratch if scratch is not None else output.absolute().parent
-        check_output(output, source, audio)
         report = report if report is not None else Report()
         with ExitStack() as stack:
-            frames = stack.enter_context(opened(source, options))
-            sound = open_audio(audio)
+            inputs = stack.enter_context(open_inputs(source, audio, output, options, mask))
+            frames = inputs.source
             journal = None
             if resume:
-                journal = stack.enter_context(self._journal(output, frames, audio, options))
+                journal = stack.enter_context(self._journal(output, frames, inputs.audio_media, options))
             shortened = options.extend is Extend.CUT or options.length is Length.VIDEO
             writer = VideoWriter.of(
                 output,
                 frames,
-                audio=audio,
+                audio=inputs.audio_media,
                 end_audio_with_video=shortened,
                 crf=options.crf,
                 metadata=metadata,
@@ -109,7 +108,9 @@ class LipSyncPipeline:
                 explaining_memory(),
                 writer,
                 closing(
-                    self._finished(frames, sound, options, report, folder, journal, mask, collector)
+                    self._finished(
+                        frames, inputs.audio, options, report, folder, journal, inputs.mask, collector
+                    )
                 ) as finished,
             ):
 
@@ -138,7 +139,7 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         report: Report | None = None,
         *,
-        mask: np.ndarray | None = None,
+        mask: np.ndarray | FrameMask | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window.
 
@@ -147,10 +148,15 @@ class LipSyncPipeline:
         """
         report = report if report is not None else Report()
         with (
-            opened(source, options) as frames,
+            open_inputs(source, audio, None, options, mask) as inputs,
             closing(
                 self._finished(
-                    frames, open_audio(audio), options, report, Path(tempfile.gettempdir()), mask=mask
+                    inputs.source,
+                    inputs.audio,
+                    options,
+                    report,
+                    Path(tempfile.gettempdir()),
+                    mask=inputs.mask,
                 )
             ) as finished,
         ):
@@ -158,7 +164,7 @@ class LipSyncPipeline:
                 yield np.stack(window)
         report.complete(self.bundle.hashes, self.runtime)
 
-    def _journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
+    def _journal(self, output: Path, source: FrameSource, audio: AudioMedia, options: SyncOptions) -> Journal:
         video = (source.fps, source.width, source.height, source.frame_estimate)
         numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
         return Journal.open(output, run_key(self.bundle, options, audio, *video, *numbers))
@@ -171,14 +177,13 @@ class LipSyncPipeline:
         report: Report,
         folder: Path,
         journal: Journal | None = None,
-        mask: np.ndarray | None = None,
+        mask: FrameMask | None = None,
         collector: FrameCollector | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Finished frames of one run of the runtime; what it could not get into memory is explained.
 
         folder: where frames that do not fit in main memory may lie for a while.
         """
-        check_source(source, options)
         side = options.resolution or self.bundle.config.resolution
         video = VideoShape(source.height, source.width, source.frame_estimate)
         with (
@@ -198,7 +203,7 @@ class LipSyncPipeline:
             plain = WindowGenerator(self.bundle, self.runtime, options, template, self._latents)
             generator: FaceGenerator = plain if journal is None else JournalledGenerator(plain, journal)
             if mask is not None:
-                generator = MaskedGenerator(generator, FrameMask(mask, source))
+                generator = MaskedGenerator(generator, mask)
             yield from self._synced(source, sound, options, template, generator, look_back, report)
             report.attention = plain.attention.used
             encoded, kept = (now - before for now, before in zip(self._encoded(), known, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .device import add_device_options, make_runtime
+from .options import add_device_options, make_runtime
 from .progress import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"
