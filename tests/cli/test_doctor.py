@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import pytest
 
-from latentsync_memsafe.latentsync.cli import doctor_checks as doctor
-from latentsync_memsafe.latentsync.cli.doctor_checks import Check, diagnose
-from latentsync_memsafe.latentsync.weights import checkpoints
+from latentsync_memsafe.latentsync.cli import doctor
+from latentsync_memsafe.latentsync.cli.doctor import Check, diagnose
+from latentsync_memsafe.latentsync.weights import checkpoints, wheels
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
 from latentsync_memsafe.latentsync.weights.verified import LIST, remember
 from latentsync_memsafe.memsafe.device.probe import probe
@@ -60,7 +60,7 @@ def test_one_complete_model_is_enough(root: Path) -> None:
     found = report(root)
     assert found["model 1.6"].status == "warn"
     assert found["model 1.5"].status == "warn"
-    assert "latentsync_unet.pt, tiny.pt not compared" in found["model 1.5"].message
+    assert "latentsync_unet.pt, tiny.pt not verified" in found["model 1.5"].message
     for file in (*MODEL_FILES["1.5"], *VAE_FILES):
         remember(root, root / file.relative, "digest")
     found = report(root)
@@ -93,9 +93,9 @@ def test_files_that_cannot_be_read_are_findings(root: Path, monkeypatch: pytest.
     def locked(*_: object) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(doctor, "is_right", locked)
+    monkeypatch.setattr(wheels, "is_right", locked)
     found = report(root)
-    assert "not compared" in found["model 1.6"].message
+    assert "not verified" in found["model 1.6"].message
     check = found["face_landmark.tflite"]
     assert check.status == "fail" and "cannot be read (Permission denied)" in check.message
 
