@@ -25,7 +25,6 @@ from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.report import Report
 from latentsync_memsafe.latentsync.video import VideoWriter
 
-from support.paths import ROOT
 from support.portrait import write_tones
 
 pytestmark = pytest.mark.usefixtures("faces")
@@ -449,15 +448,3 @@ def test_the_installed_command_answers() -> None:
     assert answer.returncode == 0 and "compact" in answer.stdout
     wrong = subprocess.run([command, "dance"], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
-
-
-def test_every_option_of_the_help_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    answer = subprocess.run(
-        [sys.executable, "-m", "latentsync_memsafe.latentsync.cli", "sync", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    options = {word.strip(",[]") for word in answer.stdout.split() if word.strip("[").startswith("--")}
-    assert options - {"--help", "--quiet"} and not [o for o in options - {"--help"} if o not in readme]
