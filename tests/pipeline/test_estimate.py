@@ -8,19 +8,25 @@ import torch
 
 from latentsync_memsafe.latentsync.config import ModelConfig, SyncOptions
 from latentsync_memsafe.latentsync.estimate import (
+    RunEstimate,
     ThroughputHistory,
     estimate_run,
     model_shape,
     throughput_key,
 )
 from latentsync_memsafe.latentsync.report import Report
-from latentsync_memsafe.memsafe import ModelShape, VideoShape
+from latentsync_memsafe.memsafe import DeviceInfo, ModelShape, VideoShape
 from latentsync_memsafe.memsafe.device.probe import GIB
 
 from support.cards import card
 from support.small_models import CONFIG, tiny_bundle
 
 TINY = ModelConfig.from_yaml(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def shape() -> ModelShape:
+    return model_shape(TINY, torch.float16)
 
 
 @pytest.fixture(autouse=True)
@@ -54,20 +60,21 @@ def test_loaded_networks_are_counted_by_their_own_shape() -> None:
     assert moved.vram < large.vram and "only while used" in moved.text()
 
 
-def test_time_is_estimated_from_earlier_runs_of_the_same_kind() -> None:
-    info, video = card(8), VideoShape(1080, 1920, 500)
-    assert "not known" in estimate_run(info, TINY, video).text()
+def test_time_is_estimated_from_earlier_runs_of_the_same_kind(shape: ModelShape) -> None:
+    def estimate(info: DeviceInfo, **options: float) -> RunEstimate:
+        return estimate_run(info, TINY, VideoShape(1080, 1920, 500), shape=shape, **options)
+
+    info = card(8)
+    assert "not known" in estimate(info).text()
     key = throughput_key(info, TINY.name, TINY.resolution, guided=True, dtype="float16")
     ThroughputHistory().record(key, 20, frames=100, seconds=50.0, denoising=40.0)
-    assert estimate_run(info, TINY, video, steps=20).seconds_per_frame == 0.5
-    assert estimate_run(info, TINY, video, steps=10).seconds_per_frame == pytest.approx(0.1 + 0.2)
-    assert "4.2 min" in estimate_run(info, TINY, video).text()
-    ThroughputHistory().record(
-        key, 1, frames=100, seconds=12.0, denoising=2.0
-    )  # the nearest number of steps to 4
-    assert estimate_run(info, TINY, video, steps=4).seconds_per_frame == pytest.approx(0.1 + 0.08)
-    assert estimate_run(info, TINY, video, guidance=1.0).seconds_per_frame is None
-    assert estimate_run(card(24), TINY, video).seconds_per_frame is None
+    assert estimate(info, steps=20).seconds_per_frame == 0.5
+    assert estimate(info, steps=10).seconds_per_frame == pytest.approx(0.1 + 0.2)
+    assert "4.2 min" in estimate(info).text()
+    ThroughputHistory().record(key, 1, frames=100, seconds=12.0, denoising=2.0)  # nearer to 4 steps than 20
+    assert estimate(info, steps=4).seconds_per_frame == pytest.approx(0.1 + 0.08)
+    assert estimate(info, guidance=1.0).seconds_per_frame is None
+    assert estimate(card(24)).seconds_per_frame is None
 
 
 def test_the_last_eight_numbers_of_steps_are_kept_and_the_latest_run_counts() -> None:
