@@ -27,7 +27,7 @@ LARGEST_SIDE = 16384  # pixels; the limit of x264
 
 Source = str | Path | FrameSource | np.ndarray
 AudioMedia = str | Path | tuple[Any, int]  # a file, or samples and their sample rate
-Audio = AudioMedia | FileAudio | ArrayAudio
+Audio = AudioMedia | AudioSource  # opened before: only the sources that `open_audio` returns
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def open_inputs(
     with _open_source(source, options) as frames:
         check_source(frames, options)
         frame_mask = _frame_mask(mask, frames)
-        opened = audio if isinstance(audio, (FileAudio, ArrayAudio)) else open_audio(audio)
-        yield Inputs(frames, opened, _media_of(audio), None if output is None else Path(output), frame_mask)
+        media = _media_of(audio)
+        opened = audio if isinstance(audio, (FileAudio, ArrayAudio)) else open_audio(media)
+        yield Inputs(frames, opened, media, None if output is None else Path(output), frame_mask)
 
 
 def check_output(output: Path, *inputs: Source | Audio) -> None:

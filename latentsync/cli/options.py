@@ -120,10 +120,11 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
 
 
 def check_model(model: str) -> None:
-    """Raise CheckpointError unless all files of the model are there. Imports no torch."""
-    from ..weights.model_files import find_model_files
+    """Raise CheckpointError unless the model's folder or file is there. Imports no torch."""
+    from ..weights.checkpoints import find_model_folder
 
-    find_model_files(model)
+    if not Path(model).is_file():  # else a UNet with the other files beside it
+        find_model_folder(model)
 
 
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:

@@ -63,6 +63,8 @@ def _config(model: str) -> ModelConfig:
     if model in ("1.6", "1.5", "demo"):
         return ModelConfig.published(model)
     from ..weights.checkpoints import find_model_folder
-    from ..weights.model_files import folder_config
 
-    return folder_config(find_model_folder(model))
+    folder = find_model_folder(model)
+    from ..weights.loading import folder_config
+
+    return folder_config(folder)

@@ -21,8 +21,7 @@ from ..faces import load_detector
 from ..pipeline import LATENT_CACHE_BYTES
 from ..weights.checkpoints import MODEL_FILES
 from ..weights.download import download
-from ..weights.loading import ModelBundle, load_models
-from ..weights.model_files import UNET_FILES, find_vae
+from ..weights.loading import UNET_FILES, ModelBundle, find_vae, load_models
 from ..weights.registry import find_faces, find_model
 
 logger = logging.getLogger(__name__)

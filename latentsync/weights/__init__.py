@@ -1,1 +1,5 @@
-"""Files of weights: find, download and verify them, read them safely, and load networks from them."""
+"""Files of weights: read them safely, name what they are, and put them into modules."""
+
+from .files import assign_weights, read_checkpoint, read_state_dict, state_dict_of
+
+__all__ = ["assign_weights", "read_checkpoint", "read_state_dict", "state_dict_of"]

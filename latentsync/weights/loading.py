@@ -1,4 +1,15 @@
-"""Load a model: build its networks without memory and give them their weights."""
+"""Load a model folder: find its files, build the networks without memory, and give them their weights.
+
+A model folder holds
+    config.yaml                 optional; otherwise the published config, 1.5's if the folder's name says 1.5
+    the UNet                    latentsync_unet.pt | latentsync_unet.safetensors | unet.safetensors
+    the audio encoder           whisper/tiny.pt | tiny.pt | audio_encoder.safetensors (OpenAI's names), or
+                                whisper/config.json and whisper/model.safetensors (Hugging Face)
+    the VAE                     vae/config.json and vae/diffusion_pytorch_model.safetensors (or .bin), or
+                                vae.safetensors (diffusers' or the original names), or else a folder
+                                sd-vae-ft-mse beside the model folder or in the checkpoints root
+A single file is a UNet with the others beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +31,18 @@ from ..errors import CheckpointError
 from ..models.motion import PositionEncoding, sinusoids
 from ..models.unet import UNet3DConditionModel
 from ..models.whisper import AudioEncoder
-from . import names
-from .checkpoints import sha256_of
-from .files import assign_weights, read_checkpoint, read_state_dict, state_dict_of
-from .model_files import VAE_FILES, find_model_files
+from . import assign_weights, names, read_checkpoint, read_state_dict, state_dict_of
+from .checkpoints import expanded, find_model_folder, find_vae_folder, sha256_of
 
 if TYPE_CHECKING:
     from ..faces import FaceDetector
 
 logger = logging.getLogger(__name__)
 
+UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")
+WEIGHT_SUFFIXES = (".safetensors", ".pt")
+AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
+VAE_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 HASH_DIGITS = 12
 
 # Layers of the UNet whose weights stay in the precision that was asked for where the others are in int8: few, and
@@ -90,24 +103,43 @@ def load_models(
 def _loaded(
     model: str | Path, dtype: torch.dtype, device: torch.device, detector: FaceDetector | None, int8: bool
 ) -> ModelBundle:
-    files = find_model_files(model)
-    config = files.config
+    file = expanded(model)
+    single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
+    folder = file.parent if single else find_model_folder(model)
+    config = folder_config(folder, file.stem if single else folder.name)
+    unet_file = file if single else _first(folder, UNET_FILES, "The UNet")
+    audio_file = _first(folder, AUDIO_FILES, f"For {unet_file.name}, the audio encoder")
+    vae_file = find_vae(folder)
     if detector is None:
         from ..faces import load_detector
 
         detector = load_detector(device=device)
-    unet = load_unet(files.unet, config, dtype, device)
+    unet = load_unet(unet_file, config, dtype, device)
     if int8:
         done = quantize_weights(unet, keep=IMPORTANT_LAYERS)
         logger.info("%d layers of the UNet in int8, %.2f %% mean error", done.layers, 100 * done.mean_error)
     return ModelBundle(
         unet=unet,
-        vae=load_vae(files.vae, config, dtype, device),
-        audio_encoder=load_audio_encoder(files.audio_encoder, config, device),
+        vae=load_vae(vae_file, config, dtype, device),
+        audio_encoder=load_audio_encoder(audio_file, config, device),
         detector=detector,
         config=config,
-        hashes=FileHashes(files.unet, files.audio_encoder, files.vae),
+        hashes=FileHashes(unet_file, audio_file, vae_file),
     )
+
+
+def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
+    """The folder's config.yaml; sections it leaves out, or all, are the published model's.
+
+    name: says which published one, instead of the folder's.
+    """
+    published = ModelConfig.published("1.5" if "1.5" in (name or folder.name) else "1.6")
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return published
+    config = ModelConfig.from_yaml(path)
+    sections = ("unet", "vae", "audio_encoder", "scheduler")
+    return replace(config, **{s: getattr(config, s) or getattr(published, s) for s in sections})
 
 
 def load_unet(
@@ -189,6 +221,29 @@ class FileHashes(Mapping[str, str]):
                 self._found[name] = sha256_of(path)[:HASH_DIGITS]
             except OSError as error:
                 logger.warning("%s could not be hashed: %s", path, error)
+
+
+def _first(folder: Path, candidates: tuple[str, ...], what: str) -> Path:
+    for name in candidates:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{what} is missing: found none of {', '.join(candidates)} in {folder}.")
+
+
+def find_vae(folder: Path) -> Path:
+    """The image autoencoder's weights for the model in `folder`; raises CheckpointError naming the places."""
+    if (folder / "vae").is_dir():
+        return _first(folder / "vae", VAE_FILES, "The VAE")
+    if (folder / "vae.safetensors").is_file():
+        return folder / "vae.safetensors"
+    beside = folder.resolve().parent / "sd-vae-ft-mse"
+    if beside.is_dir():
+        return _first(beside, VAE_FILES, "The VAE")
+    try:
+        return _first(find_vae_folder(), VAE_FILES, "The VAE")
+    except CheckpointError as error:
+        places = f"{folder / 'vae'}, {folder / 'vae.safetensors'}, {beside}"
+        raise CheckpointError(f"The VAE is missing: found none of {places}. {error}") from None
 
 
 def _audio_dims(path: Path, content: Mapping[str, Any]) -> Mapping[str, int]:

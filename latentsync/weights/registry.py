@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .checkpoints import FACE_FILES, MODEL_FILES, PACKAGE, find_model_folder
-from .model_files import UNET_FILES, WEIGHT_SUFFIXES
+from .loading import UNET_FILES, WEIGHT_SUFFIXES
 
 NAMED = (*MODEL_FILES, "demo")
 _NO_UNETS = {"tiny.pt", "audio_encoder.safetensors", "vae.safetensors"}

@@ -66,9 +66,7 @@ def test_refused_inputs_are_answered_without_torch(material: Path, tmp_path: Pat
     video, audio, model = material / "portrait.mp4", material / "tones.wav", material / "model"
     text = tmp_path / "text.mp4"
     text.write_text("not a video\n" * 90)
-    short = write_tones(tmp_path / "empty.wav", 0.0)
-    empty = tmp_path / "empty model"
-    empty.mkdir()
+    short = write_tones(tmp_path / "short.wav", 0.0)
 
     def sync(**changes: object) -> list[str]:
         options = {"video": video, "audio": audio, "out": tmp_path / "out.mp4", "model": model, **changes}
@@ -89,7 +87,6 @@ def test_refused_inputs_are_answered_without_torch(material: Path, tmp_path: Pat
         "face outside of the frame": sync(face_at="9000,1"),
         "model name unknown": sync(model="no such model"),
         "model not downloaded": sync(model="1.6"),
-        "model folder empty": sync(model=empty),
         "photo missing": ["demo", "--photo=none.png"],
         "demo model unknown": ["demo", "--model=no such model"],
         "plan of a missing video": ["plan", "--video=none.mp4"],

@@ -12,8 +12,7 @@ from torch.nn.utils import parametrize
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync.faces import PointsDetector
 from latentsync_memsafe.latentsync.weights.checkpoints import find_model_folder
-from latentsync_memsafe.latentsync.weights.loading import load_unet
-from latentsync_memsafe.latentsync.weights.model_files import UNET_FILES, folder_config
+from latentsync_memsafe.latentsync.weights.loading import UNET_FILES, folder_config, load_unet
 from latentsync_memsafe.memsafe import Runtime
 from latentsync_memsafe.memsafe.plan.memory_model import weight_bytes
 from latentsync_memsafe.memsafe.weights.quantize import (

@@ -11,15 +11,14 @@ from safetensors.torch import save_file
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
-from latentsync_memsafe.latentsync.weights import loading, names
-from latentsync_memsafe.latentsync.weights.files import assign_weights, read_state_dict
+from latentsync_memsafe.latentsync.weights import loading, names, read_state_dict
 from latentsync_memsafe.latentsync.weights.loading import (
+    folder_config,
     load_audio_encoder,
     load_models,
     load_unet,
     load_vae,
 )
-from latentsync_memsafe.latentsync.weights.model_files import folder_config
 from latentsync_memsafe.latentsync.weights.recognize import describe
 
 from support.paths import reference
@@ -538,6 +537,8 @@ def test_weights_of_the_right_precision_are_not_copied(small_state, tmp_path):
     save_file(small_state, tmp_path / "unet.safetensors")
     state = read_state_dict(tmp_path / "unet.safetensors")
     pointers = {name: tensor.data_ptr() for name, tensor in state.items()}
+    from latentsync_memsafe.latentsync.weights import assign_weights
+
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(SMALL.unet)
     assign_weights(unet, state, tmp_path, "the UNet")
