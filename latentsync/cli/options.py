@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 from enum import Enum
 from pathlib import Path
@@ -123,7 +124,7 @@ def check_model(model: str) -> None:
     """Raise CheckpointError unless the model's folder or file is there. Imports no torch."""
     from ..weights.checkpoints import find_model_folder
 
-    if not Path(model).is_file():  # else a UNet with the other files beside it
+    if not Path(os.path.expanduser(model)).is_file():  # else a UNet with the other files beside it  # noqa: PTH111
         find_model_folder(model)
 
 
