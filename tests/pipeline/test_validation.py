@@ -10,7 +10,7 @@ import pytest
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions, validation
 from latentsync_memsafe.latentsync.errors import AudioError, InputError, OutputError, VideoError
-from latentsync_memsafe.latentsync.faces import PointsDetector
+from latentsync_memsafe.latentsync.faces import Face
 from latentsync_memsafe.latentsync.validation import open_inputs
 from latentsync_memsafe.latentsync.video import ArraySource
 from latentsync_memsafe.memsafe import Runtime
@@ -20,7 +20,7 @@ from support.small_models import tiny_bundle
 
 FRAMES = np.full((4, 96, 128, 3), 90, np.uint8)
 SAMPLES = (tone(0.16, 16_000), 16_000)
-POINTS = np.array([[48.0, 40.0], [80.0, 40.0], [64.0, 60.0]])
+FACE = Face((34.0, 24.0, 94.0, 94.0), 1.0, np.array([[48.0, 40.0], [80.0, 40.0], [64.0, 60.0]], np.float32))
 
 
 class Frames(ArraySource):
@@ -35,8 +35,8 @@ class Frames(ArraySource):
 class EveryFrame:
     """Finds the same face in every frame."""
 
-    def detect(self, frames: np.ndarray):
-        return PointsDetector([POINTS] * len(frames)).detect(frames)
+    def detect(self, frames: np.ndarray) -> list[list[Face]]:
+        return [[FACE] for _ in frames]
 
 
 @pytest.fixture
