@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import re
 import shutil
 import sys
@@ -106,6 +105,8 @@ def _libraries() -> Iterator[Check]:
 
 def _requirements() -> list[tuple[str, str]]:
     """Return (name, lowest version) of every requirement, from requirements.txt or the installed package."""
+    import importlib.metadata  # slow
+
     from ..weights.checkpoints import PACKAGE
 
     listed = PACKAGE / "requirements.txt"
@@ -207,6 +208,9 @@ def _disk(root: Path) -> Check:
 
 
 def _installed(names: Sequence[str]) -> str | None:
+    """Return the version of the first of these distributions that is installed."""
+    import importlib.metadata  # slow
+
     for name in names:
         try:
             return importlib.metadata.version(name)

@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     ),
     "output is a folder": (made("out", folder("out.mp4")), "folder"),
     "output has no suffix": (made("out", lambda tmp: tmp / "result"), ".mp4"),
-    "output is a picture": (made("out", lambda tmp: tmp / "result.png"), ".mp4"),
+    "output is an image": (made("out", lambda tmp: tmp / "result.png"), ".mp4"),
     "output below a file": (made("out", lambda tmp: written("file", b"x")(tmp) / "out.mp4"), "file"),
     "output not writable": (lambda tmp, material: {"out": "/proc/out.mp4"}, "/proc"),
     "report is the output": (
