@@ -164,13 +164,15 @@ class ModelConfig:
 
     def _check_numbers(self, path: Path) -> None:
         """Raise CheckpointError for a resolution or a window length that the networks do not support."""
-        side, frames = self.resolution, self.num_frames
+        resolution, frames = self.resolution, self.num_frames
         motion = self.unet.get("motion_module_kwargs") or {}
         longest = motion.get("temporal_position_encoding_max_len", MOTION_POSITIONS)
         if motion.get("temporal_position_encoding") is False:
             longest = math.inf
-        if not (_is_integer(side) and 64 <= side <= 1024 and side % 64 == 0):
-            raise CheckpointError(f"{path}: resolution is {side}; expected a multiple of 64 from 64 to 1024.")
+        if not (_is_integer(resolution) and 64 <= resolution <= 1024 and resolution % 64 == 0):
+            raise CheckpointError(
+                f"{path}: resolution is {resolution}; expected a multiple of 64 from 64 to 1024."
+            )
         if not (_is_integer(frames) and 1 <= frames <= longest):
             raise CheckpointError(
                 f"{path}: num_frames is {frames}; expected an integer from 1 to {longest}, the number of "

@@ -159,8 +159,8 @@ def folder(name: str) -> Callable[[Path], Path]:
 
 
 def pipe(tmp: Path) -> Path:
-    os.mkfifo(tmp / "sound.wav")
-    return tmp / "sound.wav"
+    os.mkfifo(tmp / "pipe.wav")
+    return tmp / "pipe.wav"
 
 
 ODD_NAMES = ["-dash.mp4", "two words; $(touch exploded) quo'te\".mp4", "ünï-日本 new\nline %s{}.mp4"]
@@ -187,7 +187,10 @@ BAD: dict[str, tuple[Callable[[Path, Path], dict[str, object]], str]] = {
     "audio is a folder": (made("audio", folder("folder.wav")), "folder"),
     "audio empty": (made("audio", written("empty.wav", b"")), "empty"),
     "audio is text": (made("audio", written("text.wav", b"words " * 99)), "text.wav"),
-    "audio is a video without audio": (lambda tmp, material: {"audio": material / "portrait.mp4"}, "sound"),
+    "audio is a video without audio": (
+        lambda tmp, material: {"audio": material / "portrait.mp4"},
+        "portrait.mp4",
+    ),
     "audio without samples": (made("audio", lambda tmp: wav(tmp / "none.wav", np.zeros(0))), "none.wav"),
     "audio of one sample": (made("audio", lambda tmp: wav(tmp / "one.wav", np.zeros(1))), "s"),
     "audio shorter than a frame": (made("audio", lambda tmp: wav(tmp / "short.wav", np.zeros(240))), "s"),

@@ -164,9 +164,9 @@ def test_a_video_is_refused_as_a_photo(tmp_path: Path) -> None:
 def test_the_demo_writes_a_lip_synced_video_and_prints_plan_and_timings(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = make_sound(tmp_path / "tone.wav", tone(0.5, 16_000), "pcm_s16le", 16_000)
+    audio = make_sound(tmp_path / "tone.wav", tone(0.5, 16_000), "pcm_s16le", 16_000)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "spoken_sentence", lambda: sound)
+    monkeypatch.setattr(demo, "spoken_sentence", lambda: audio)
     assert main(command(material, None, report="numbers/report.json")) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{OUT}: 12 frames at 25 fps, 0.48 s")
@@ -187,11 +187,11 @@ def test_the_demo_writes_a_lip_synced_video_and_prints_plan_and_timings(
         "write",
     }
     with av.open(str(OUT)) as container:
-        picture = container.streams.video[0]
-        assert (picture.width, picture.height, picture.average_rate) == (512, 512, 25)
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (512, 512, 25)
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(shown) == 12
-    np.testing.assert_array_equal(decoded_sound(OUT), decoded_sound(sound))
+    np.testing.assert_array_equal(decoded_sound(OUT), decoded_sound(audio))
     # The forehead is unchanged, and the mouth is generated (here: coloured noise).
     for k, (frame, original) in enumerate(zip(shown, moving_portrait().read(0, 12), strict=True)):
         change = np.abs(frame.astype(int) - original).mean(-1)
@@ -216,9 +216,9 @@ def test_a_photo_of_the_user_is_animated(
 ) -> None:
     photo = cv2.resize(astronaut()[:, ::-1, ::-1], None, fx=3, fy=3)
     cv2.imwrite(str(tmp_path / "my face.jpg"), photo)
-    sound = write_tones(tmp_path / "tones.wav", 0.2)
+    audio = write_tones(tmp_path / "tones.wav", 0.2)
     out = tmp_path / "new" / "folder" / "mine.mkv"
-    assert main(command(material, sound, photo=tmp_path / "my face.jpg", out=out, quiet=None)) == 0
+    assert main(command(material, audio, photo=tmp_path / "my face.jpg", out=out, quiet=None)) == 0
     assert str(out) in capsys.readouterr().out
     with av.open(str(out)) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -234,7 +234,7 @@ def no_face(folder: Path) -> Path:
 
 
 def text(folder: Path) -> Path:
-    (folder / "text.png").write_text("not a picture\n" * 50)
+    (folder / "text.png").write_text("not an image\n" * 50)
     return folder / "text.png"
 
 
@@ -282,9 +282,9 @@ def test_missing_parts_of_the_installation_are_named(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """scikit-image, the sentence, and the face models."""
-    sound = write_tones(tmp_path / "tones.wav", 0.2)
+    audio = write_tones(tmp_path / "tones.wav", 0.2)
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path / "nothing"))
-    assert main(command(material, sound)) == 2
+    assert main(command(material, audio)) == 2
     assert "run: latentsync-memsafe download faces" in capsys.readouterr().err
     monkeypatch.setattr(demo, "PACKAGE", tmp_path)
     assert main(command(material, None)) == 2
@@ -298,6 +298,6 @@ def test_missing_parts_of_the_installation_are_named(
         return true_import(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_skimage)
-    assert main(command(material, sound)) == 2
+    assert main(command(material, audio)) == 2
     message = capsys.readouterr().err
     assert "pip install scikit-image" in message and "--photo" in message
