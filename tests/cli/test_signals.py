@@ -68,7 +68,7 @@ def test_every_signal_stops_the_run_and_leaves_no_file(
 
 @needs_posix
 @pytest.mark.parametrize("share", [0.01, 0.9])  # inside the file's header; after the first frames
-def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
+def test_a_signal_stops_a_run_that_waits_for_a_pipe(
     sync: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -96,14 +96,13 @@ def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
                 pass  # until a read is waiting for data
             if not left.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
-                left.wait(20)
+                left.wait(60)
 
     writer = threading.Thread(target=write)
     writer.start()
-    begin = time.monotonic()
     try:
         assert main([*sync, f"--video={pipe}", "--length=video"]) == 128 + signal.SIGTERM
-        assert time.monotonic() - begin < 15
+        assert writer.is_alive()  # the run did not wait for the pipe's writer
     finally:
         left.set()
         writer.join()
