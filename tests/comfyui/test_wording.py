@@ -19,7 +19,7 @@ from latentsync_memsafe.latentsync.weights.registry import find_faces
 from support.fake_comfy import install
 from support.paths import ROOT
 
-NOT_IN_COMFYUI = {"cli", "training", "demo", "doctor.py"}
+NOT_IN_COMFYUI = {"cli", "training", "demo.py"}
 COMMAND_LINE = re.compile(r"latentsync-memsafe|(?<![\w-])--[a-z]|same command|\blength=")
 
 
