@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-model test comfy lint bench bench-quality setup clean
+.PHONY: demo demo-model test test-fast comfy lint bench bench-quality setup clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,11 @@ demo: setup
 test: setup
 	$(BIN)/latentsync-memsafe download faces
 	$(BIN)/python -m pytest
+
+# The tests that take at most a few seconds each.
+test-fast: setup
+	$(BIN)/latentsync-memsafe download faces
+	$(BIN)/python -m pytest -m "not slow"
 
 # A real ComfyUI in build/comfyui; with it, and with Chromium, `make test` tests nodes and page too.
 comfy: setup

@@ -1,8 +1,8 @@
-"""How much the face points tremble before and after smoothing, on real clips.
+"""Jitter of the face points before and after smoothing, on real clips.
 
-Jitter is the root mean square of the second difference of a coordinate over time, divided by sqrt(6), which
-for white noise is its standard deviation. It holds the person's real accelerations too, so the smoothed
-figure is no floor. Lag is the shift, in frames, at which the smoothed path fits the raw one best.
+Jitter is the root mean square of the second difference of a coordinate over time, divided by sqrt(6); for white noise
+this is its standard deviation. It includes the person's real accelerations, so it cannot reach 0. Lag is the shift, in
+frames, at which the smoothed path matches the raw path best.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def jitter(path: np.ndarray) -> float:
-    """Pixels, of a path [frames, 3, 2]."""
+    """Return the jitter of a path [frames, 3, 2], in pixels."""
     return float(np.sqrt((np.diff(path, n=2, axis=0) ** 2).mean() / 6))
 
 
 def lag(smooth: np.ndarray, raw: np.ndarray) -> int:
-    """Frames by which the smoothed path trails the raw one."""
+    """Return the number of frames by which the smoothed path lags behind the raw path."""
     inner = slice(5, len(raw) - 5)
     errors = {s: np.abs(np.roll(smooth, -s, axis=0)[inner] - raw[inner]).mean() for s in range(-4, 5)}
     return min(errors, key=lambda shift: errors[shift])
@@ -53,9 +53,10 @@ def main() -> None:
         smoother = PathSmoother()
         placed = [p for points in raw for p in smoother.push(points)] + list(smoother.flush())
         smooth = np.stack([p.points for p in placed if p.points is not None])
-        plain = np.stack(raw)
+        unsmoothed = np.stack(raw)
         print(
-            f"{path.name:20} {width:4.0f} px {jitter(plain):5.2f} px {jitter(smooth):5.2f} px {lag(smooth, plain):4d}"
+            f"{path.name:20} {width:4.0f} px {jitter(unsmoothed):5.2f} px {jitter(smooth):5.2f} px "
+            f"{lag(smooth, unsmoothed):4d}"
         )
 
 

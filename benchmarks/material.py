@@ -1,4 +1,4 @@
-"""What the benchmarks run on: a real clip if there is one, else the public-domain portrait at the same size."""
+"""Inputs of the benchmarks: a real clip if there is one, else the public-domain portrait at the same size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support.small_models import save_tiny_folder  # noqa: E402
 SIZE = (1080, 1920)
 
 
-def material(folder: Path, seconds: float) -> tuple[Path, Path, Path]:
-    """(video of 1080x1920, wav of `seconds`, folder of the small rule-filled model)."""
+def make_material(folder: Path, seconds: float) -> tuple[Path, Path, Path]:
+    """Return a video of 1080x1920, an audio file of `seconds`, and the folder of a small model, all in `folder`."""
     clips = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
     video = clips / "demo1_video.mp4"
     if not video.is_file():

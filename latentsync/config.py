@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses, checked once when they are made."""
+"""Options of a run and configs of models: frozen dataclasses, checked when they are made. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,130 +15,104 @@ from .errors import CheckpointError, InputError
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
-# Of the published networks: the longest window that they can tell the order of.
-MOTION_POSITIONS = 24
+MOTION_POSITIONS = 24  # positional encodings of the published motion modules: the longest window, in frames
+FACE_DETECTORS = ("auto", "mediapipe", "opencv", "insightface")  # choices of `faces.load_detector`
 
 E = TypeVar("E", bound=Enum)
 
-# Of the 1,000 timesteps of training, which the published scheduler counts from 1 (steps_offset) in a table from 0.
+# One less than the 1,000 training timesteps: the published scheduler adds 1 to every index (steps_offset).
 LARGEST_STEPS = 999
+_OPTIONAL = ("resolution", "face_index", "reuse_latents")  # fields of SyncOptions that may be None
 
 
 class Length(str, Enum):
-    """Which input decides how long the output is."""
+    """Input that sets the length of the output."""
 
     AUDIO = "audio"
     VIDEO = "video"
 
 
 class Extend(str, Enum):
-    """Where frames come from when the sound outlasts the video."""
+    """Source of frames when the audio is longer than the video."""
 
-    PINGPONG = "pingpong"  # forwards, backwards, forwards, ...
-    LOOP = "loop"  # from the start again
-    FREEZE = "freeze"  # the last frame stands still
-    CUT = "cut"  # the output ends with the video
+    PINGPONG = "pingpong"  # the video forwards, backwards, forwards, ...
+    LOOP = "loop"  # the video again from its start
+    FREEZE = "freeze"  # the last frame repeated
+    CUT = "cut"  # none: the output ends with the video
 
 
 class MissingFace(str, Enum):
-    """What happens to a frame in which the chosen face cannot be found."""
+    """Treatment of frames in which the chosen face is not found."""
 
-    KEEP = "keep"  # the frame passes through untouched
+    KEEP = "keep"  # the frame stays unchanged
     ERROR = "error"  # the run ends with a FaceError
 
 
 @dataclass(frozen=True)
 class SyncOptions:
-    """What one lip-sync run should do; raises InputError for a value out of range."""
+    """Options of one lip-sync run; raises InputError for a value out of range."""
 
-    seed: int = 1247  # of the noise, 0 .. 2**64 - 1
+    seed: int = 1247  # random seed, 0 .. 2**64 - 1
     steps: int = 20  # denoising steps, 1 .. 999
     guidance: float = 1.5  # classifier-free guidance; 1.0 turns it off; useful range 1.0 .. 3.0
-    resolution: int | None = (
-        None  # face side in pixels, a multiple of 64; None: what the model was trained at
-    )
+    resolution: int | None = None  # face size in pixels, a multiple of 64; None: the model's own
     fps: Fraction | None = None  # output frame rate; None: the video's own (arrays: 25)
     length: Length = Length.AUDIO
     extend: Extend = Extend.PINGPONG
-    face_index: int | None = None  # 0 = leftmost face of the first frame with a face; None: the largest
-    face_at: tuple[float, float] | None = None  # pixel (x, y) inside or nearest the wanted face
+    face_index: int | None = None  # 0: leftmost face of the first frame with a face; None: the largest
+    face_at: tuple[float, float] | None = None  # pixel (x, y) inside or nearest to the wanted face
     missing_face: MissingFace = MissingFace.KEEP
     crf: int = 16  # H.264 quality, 0 (lossless) .. 51
-    reuse_latents: float | None = None  # encode a face anew only if a patch of it differs by more, 0 .. 255
-    # What may be done, at the cost of the picture or of time, when memory runs out and all else was tried.
-    allow_frame_windows: bool = False  # frames are denoised one by one, without motion between them
-    allow_lower_resolution: bool = False  # faces are generated at half the resolution
-    allow_cpu: bool = False  # networks run on the CPU
-    allow_vae_tiling: bool = False  # the VAE works on overlapping tiles, whose seams show slightly
-    allow_int8: bool = False  # most of the denoiser's weights are stored in 8 bits
-    parity: bool = (
-        False  # the published arithmetic (integer points, 25 fps index, its frame count), to compare
-    )
+    reuse_latents: float | None = None  # 0 .. 255: encode a face again only if a patch differs by more
+    # Fallbacks that change the result or take long; used only if memory runs out and no exact step is left.
+    allow_frame_windows: bool = False  # denoise 8, 4, 2 or 1 frames together instead of a whole window
+    allow_lower_resolution: bool = False  # generate smaller faces, in steps of 64 pixels down to half
+    allow_cpu: bool = False  # run networks on the CPU
+    allow_vae_tiling: bool = False  # let the VAE work on overlapping tiles, whose seams show slightly
+    allow_int8: bool = False  # store most of the denoiser's weights in 8 bits
+    # The published code's arithmetic (integer points, 25 fps index, its frame count), for comparison only.
+    parity: bool = False
 
     def __post_init__(self) -> None:
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
-        set_("length", _choice(Length, self.length, "length"))
-        set_("extend", _choice(Extend, self.extend, "extend"))
-        set_("missing_face", _choice(MissingFace, self.missing_face, "missing_face"))
+        self._set("length", _choice(Length, self.length, "length"))
+        self._set("extend", _choice(Extend, self.extend, "extend"))
+        self._set("missing_face", _choice(MissingFace, self.missing_face, "missing_face"))
         if self.fps is not None:
-            set_("fps", as_fps(self.fps))
-        _check(
-            _integer(self.seed) and 0 <= self.seed < 2**64,
-            "seed",
-            self.seed,
-            "an integer from 0 to 2**64 - 1",
-        )
-        _check(
-            _integer(self.steps) and 1 <= self.steps <= LARGEST_STEPS,
-            "steps",
-            self.steps,
-            f"an integer from 1 to {LARGEST_STEPS}",
-        )
-        _check(
-            _finite(self.guidance) and 1.0 <= self.guidance <= 20.0,
-            "guidance",
-            self.guidance,
-            "a number from 1.0 to 20.0",
-        )
-        _check(
-            self.resolution is None
-            or (_integer(self.resolution) and 64 <= self.resolution <= 1024 and self.resolution % 64 == 0),
-            "resolution",
-            self.resolution,
-            "a multiple of 64 from 64 to 1024",
-        )
-        _check(_integer(self.crf) and 0 <= self.crf <= 51, "crf", self.crf, "an integer from 0 to 51")
-        _check(
-            self.face_index is None or (_integer(self.face_index) and self.face_index >= 0),
-            "face_index",
-            self.face_index,
-            "0 or a positive integer",
-        )
-        for name in ("seed", "steps", "resolution", "crf", "face_index"):
-            if getattr(self, name) is not None:  # numpy's integers become Python's
-                set_(name, int(getattr(self, name)))
-        _check(
-            self.reuse_latents is None
-            or (_finite(self.reuse_latents) and 0.0 <= self.reuse_latents <= 255.0),
-            "reuse_latents",
-            self.reuse_latents,
-            "a mean difference from 0 to 255",
-        )
+            self._set("fps", as_fps(self.fps))
+        self._check_integer("seed", 0, 2**64 - 1, "an integer from 0 to 2**64 - 1")
+        self._check_integer("steps", 1, LARGEST_STEPS, f"an integer from 1 to {LARGEST_STEPS}")
+        self._check_number("guidance", 1.0, 20.0, "a number from 1.0 to 20.0")
+        self._check_integer("resolution", 64, 1024, "a multiple of 64 from 64 to 1024", multiple=64)
+        self._check_integer("crf", 0, 51, "an integer from 0 to 51")
+        self._check_integer("face_index", 0, math.inf, "0 or a positive integer")
+        self._check_number("reuse_latents", 0.0, 255.0, "a mean difference from 0 to 255")
         if self.face_at is not None:
             point = tuple(self.face_at)
-            _check(
-                len(point) == 2 and all(_finite(v) for v in point),
-                "face_at",
-                self.face_at,
-                "two numbers x, y",
-            )
-            set_("face_at", (float(point[0]), float(point[1])))
+            right = len(point) == 2 and all(_is_finite(value) for value in point)
+            _check(right, "face_at", self.face_at, "two numbers x, y")
+            self._set("face_at", (float(point[0]), float(point[1])))
         if self.face_index is not None and self.face_at is not None:
             raise InputError("face_index and face_at were both given; give one of them.")
 
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen
+
+    def _check_integer(self, name: str, low: int, high: float, expected: str, multiple: int = 1) -> None:
+        """Check an integer unless it may be None and is; convert numpy integers."""
+        value = getattr(self, name)
+        if value is None and name in _OPTIONAL:
+            return
+        _check(_is_integer(value) and low <= value <= high and value % multiple == 0, name, value, expected)
+        self._set(name, int(value))
+
+    def _check_number(self, name: str, low: float, high: float, expected: str) -> None:
+        value = getattr(self, name)
+        if value is not None or name not in _OPTIONAL:
+            _check(_is_finite(value) and low <= value <= high, name, value, expected)
+
     @property
     def permissions(self) -> tuple[str, ...]:
-        """The fallbacks that are allowed when memory runs out, by the names of these options."""
+        """Names of the fallback options that are set."""
         names = (
             "allow_frame_windows",
             "allow_lower_resolution",
@@ -151,21 +125,21 @@ class SyncOptions:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture and sampling facts of one checkpoint, as its YAML states them."""
+    """Architecture and sampling settings of one checkpoint, as in its YAML file."""
 
     name: str = "1.6"
-    resolution: int = 512  # face side the model was trained at, pixels
+    resolution: int = 512  # pixels; face size of the training data
     num_frames: int = 16  # frames per window
     unet: Mapping[str, Any] = field(default_factory=dict)  # keys of UNet3DConditionModel.from_config
     vae: Mapping[str, Any] = field(default_factory=dict)  # keys of diffusers.AutoencoderKL
     audio_encoder: Mapping[str, int] = field(default_factory=dict)  # keys of AudioEncoder.from_dims
     scheduler: Mapping[str, Any] = field(
         default_factory=dict
-    )  # keys of diffusers.DDIMScheduler, over the published
+    )  # changes to the published DDIMScheduler's keys
 
     @classmethod
     def from_yaml(cls, path: Path) -> ModelConfig:
-        """Read a config file; raises CheckpointError if it is missing, not YAML, or no config of a model."""
+        """Read a config file; raises CheckpointError if it is missing, not YAML, or not a model config."""
         import yaml
 
         try:
@@ -189,7 +163,7 @@ class ModelConfig:
         values = {key: value for key, value in values.items() if value is not None}
         if isinstance(values.get("name"), float):  # 1.6 without quotes
             values["name"] = str(values["name"])
-        wrong = _unlike(values, yaml.safe_load((CONFIG_DIR / "1.6.yaml").read_text(encoding="utf-8")))
+        wrong = _find_mismatch(values, yaml.safe_load((CONFIG_DIR / "1.6.yaml").read_text(encoding="utf-8")))
         if wrong:
             raise CheckpointError(f"{path}: {wrong}.")
         config = cls(**values)
@@ -197,28 +171,30 @@ class ModelConfig:
         return config
 
     def _check_numbers(self, path: Path) -> None:
-        """Raise CheckpointError for a side or a window that the networks cannot have."""
-        side, frames = self.resolution, self.num_frames
+        """Raise CheckpointError for a resolution or a window length that the networks do not support."""
+        resolution, frames = self.resolution, self.num_frames
         motion = self.unet.get("motion_module_kwargs") or {}
         longest = motion.get("temporal_position_encoding_max_len", MOTION_POSITIONS)
         if motion.get("temporal_position_encoding") is False:
             longest = math.inf
-        if not (_integer(side) and 64 <= side <= 1024 and side % 64 == 0):
-            raise CheckpointError(f"{path}: resolution is {side}; expected a multiple of 64 from 64 to 1024.")
-        if not (_integer(frames) and 1 <= frames <= longest):
+        if not (_is_integer(resolution) and 64 <= resolution <= 1024 and resolution % 64 == 0):
             raise CheckpointError(
-                f"{path}: num_frames is {frames}; expected an integer from 1 to {longest}, the positions of the "
-                "motion modules."
+                f"{path}: resolution is {resolution}; expected a multiple of 64 from 64 to 1024."
+            )
+        if not (_is_integer(frames) and 1 <= frames <= longest):
+            raise CheckpointError(
+                f"{path}: num_frames is {frames}; expected an integer from 1 to {longest}, the number of "
+                "positions of the motion modules."
             )
 
     @classmethod
     def published(cls, name: str) -> ModelConfig:
-        """The config shipped in `configs/` under this name, such as "1.6" or "1.5"."""
+        """Return the config in `configs/` of this name, such as "1.6" or "1.5"."""
         return cls.from_yaml(CONFIG_DIR / f"{name}.yaml")
 
 
 def as_fps(value: Fraction | float | int | str) -> Fraction:
-    """An exact frame rate from "30000/1001", 29.97, 25 ...; NTSC decimals become their exact fractions.
+    """Return the exact frame rate for "30000/1001", 29.97, 25 and so on; NTSC decimals become exact fractions.
 
     Raises InputError unless 1 <= fps <= 240.
     """
@@ -242,32 +218,32 @@ def _choice(kind: type[E], value: Any, name: str) -> E:
         raise InputError(f"{name} is {value!r}; expected one of: {choices}.") from None
 
 
-def _unlike(value: Any, example: Any, name: str = "it") -> str | None:
-    """What in a config has another type than in a published one, or is below 0; None if nothing."""
+def _find_mismatch(value: Any, example: Any, name: str = "it") -> str | None:
+    """Describe the first value whose type differs from the published config's, or that is negative; else None."""
     if value is None or example is None:
         return None
     if isinstance(example, dict):
         if not isinstance(value, dict):
             return f"{name} is {value!r}; expected names with values"
-        found = (_unlike(value[key], example.get(key), str(key)) for key in value)
+        found = (_find_mismatch(value[key], example.get(key), str(key)) for key in value)
         return next((wrong for wrong in found if wrong), None)
     if isinstance(example, list):
         if not isinstance(value, list):
             return f"{name} is {value!r}; expected a list such as {example}"
-        found = (_unlike(item, example[0], name) for item in value)
+        found = (_find_mismatch(item, example[0], name) for item in value)
         return next((wrong for wrong in found if wrong), None)
     if isinstance(example, (bool, str)):
         fits = isinstance(value, type(example))
     else:
-        fits = _finite(value) and not isinstance(value, bool) and value >= 0
+        fits = _is_finite(value) and not isinstance(value, bool) and value >= 0
     return None if fits else f"{name} is {value!r}; expected such as {example!r}"
 
 
-def _integer(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 

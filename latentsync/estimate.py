@@ -1,45 +1,53 @@
-"""What a run would hold and how long it would take, before anything is loaded."""
+"""Estimate memory, disk space and time of a run before anything is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..memsafe import DeviceInfo, MemoryMode, MemoryPlan, ModelShape, VideoShape, peak_of, plan_for
+from ..memsafe.batching.history import History, default_history_path
 from ..memsafe.device.probe import GIB
 from .audio import AudioSource
-from .config import ModelConfig
+from .config import ModelConfig, SyncOptions
 from .models.unet import UNet3DConditionModel
 from .models.whisper import AudioEncoder
-from .throughput import Pace, pace_key
+from .report import Report
 from .video import FrameSource
 
-# Bits per pixel of H.264 at CRF 16: 0.056 to 0.075 on three talking heads of 1080x1920.
+# Of H.264 at CRF 16: measured 0.056 to 0.075 on three talking heads of 1080x1920.
 BITS_PER_PIXEL = 0.08
+
+HISTORY_FILE = "pace-history.json"  # beside the history of batch sizes
+_TOTAL = "microseconds per frame, by steps"
+_DENOISING = "of these denoising"  # the part that is proportional to the number of steps
+_FEWEST_WINDOWS = 3  # shorter runs are not recorded, because one-time work dominates them
+_MOST_STEP_COUNTS = 8  # kept per key
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """The plan and its foreseeable peaks; sizes in bytes."""
+class RunEstimate:
+    """Memory plan and estimated peaks of a run; sizes in bytes."""
 
     machine: str
     plan: MemoryPlan
     vram: int | None  # None: the networks run in main memory
-    ram: int  # frames that wait, and what the networks take of it
-    disk: int | None  # of the result; None: its length is not known
+    ram: int  # frames in flight, and the networks where they are in main memory
+    disk: int | None  # size of the output; None: its length is not known
     seconds_per_frame: float | None  # from earlier runs on this device; None: there were none
     frames: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, those of the plan among them."""
+        """Return plain values, with the plan's fields among them."""
         others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "plan"}
         return {**self.plan.as_dict(), **others}
 
     def text(self) -> str:
-        """For people, a line each."""
+        """Return the estimate as text, one line per item."""
         plan = self.plan
         vram = "none: the networks are in main memory" if self.vram is None else f"about {_size(self.vram)}"
         lines = [
@@ -50,18 +58,18 @@ class Forecast:
             f"{plan.windows} window(s) for the denoiser, guidance in {plan.guidance_passes} pass(es)",
             f"Weights        {_placement(plan)}",
             f"Peak VRAM      {vram}",
-            f"Peak RAM       about {_size(self.ram)}, besides Python and torch themselves",
+            f"Peak RAM       about {_size(self.ram)}, plus Python and torch themselves",
             f"Disk           {'unknown length' if self.disk is None else f'about {_size(self.disk)}'}",
         ]
         if self.seconds_per_frame is None:
             return "\n".join([*lines, "Time           not known before the first run on this device"])
         lines.append(f"Time           about {self.seconds_per_frame:.3f} s per frame, from earlier runs")
         if self.frames is not None:
-            lines.append(f"               about {self.frames * self.seconds_per_frame / 60:.1f} min in all")
+            lines.append(f"               about {self.frames * self.seconds_per_frame / 60:.1f} min in total")
         return "\n".join(lines)
 
 
-def forecast(
+def estimate_run(
     info: DeviceInfo,
     config: ModelConfig,
     video: VideoShape,
@@ -72,47 +80,47 @@ def forecast(
     guidance: float = 1.5,
     shape: ModelShape | None = None,
     offload: bool | None = None,
-) -> Forecast:
-    """What syncing `video` with the model of `config` would take; loads no weights. Raises ValueError for a mode.
+) -> RunEstimate:
+    """Estimate a run that syncs `video` with the model of `config`; loads no weights.
 
-    shape: of the networks, where they are loaded. offload: as for `Runtime.auto`.
+    shape: of the networks if they are loaded. offload: as for `Runtime.auto`. Raises ValueError for an unknown
+    memory mode.
     """
     first = plan_for(info, memory_mode=memory_mode, dtype=dtype)
     if shape is None:
         shape = model_shape(config, first.dtype)
     plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype, offload=offload)
-    # Without guidance there is one half only, which takes what two take one after the other.
-    halves = plan.guidance_passes if guidance > 1 else 2
-    peak = peak_of(replace(plan, guidance_passes=halves), shape, config.resolution)
-    waiting = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
+    # Without guidance there is one prediction per step, which takes as much memory as guidance in two passes.
+    passes = plan.guidance_passes if guidance > 1 else 2
+    peak = peak_of(replace(plan, guidance_passes=passes), shape, config.resolution)
+    in_flight = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
     networks = peak if info.kind != "cuda" else shape.unet_bytes + shape.vae_bytes + shape.other_bytes
     pixels = video.width * video.height
-    return Forecast(
+    key = throughput_key(info, config.name, config.resolution, guidance > 1, plan.as_dict()["dtype"])
+    return RunEstimate(
         machine=info.describe(),
         plan=plan,
         vram=peak if info.kind == "cuda" else None,
-        ram=waiting * video.frame_bytes + networks,
+        ram=in_flight * video.frame_bytes + networks,
         disk=None if video.frames is None else round(video.frames * pixels * BITS_PER_PIXEL / 8),
-        seconds_per_frame=Pace().seconds_per_frame(
-            pace_key(info, config.name, config.resolution, guidance > 1, plan.as_dict()["dtype"]), steps
-        ),
+        seconds_per_frame=ThroughputHistory().seconds_per_frame(key, steps),
         frames=video.frames,
     )
 
 
-def shape_of_video(frames: FrameSource | None, sound: AudioSource | None) -> VideoShape:
-    """What will be computed: pictures of this size (None: 1920x1080 at 25 fps is meant) while the sound lasts.
+def video_shape(frames: FrameSource | None, audio: AudioSource | None) -> VideoShape:
+    """Return the frame size and the number of frames to compute: as long as the audio lasts.
 
-    Without a sound, as many frames as the pictures promise.
+    frames None: 1920x1080 at 25 fps. audio None: as many frames as the video has, if that is known.
     """
     shape, fps = VideoShape(), Fraction(25)
     if frames is not None:
         shape, fps = VideoShape(frames.height, frames.width, frames.frame_estimate), frames.fps
-    return shape if sound is None else replace(shape, frames=round(sound.duration * fps))
+    return shape if audio is None else replace(shape, frames=round(audio.duration * fps))
 
 
 def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
-    """The shape of a model's networks, from its config alone."""
+    """Return the shape of a model's networks from its config alone."""
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
@@ -121,6 +129,58 @@ def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
         audio = AudioEncoder.from_dims(config.audio_encoder)
     return ModelShape.from_modules(
         unet, vae, audio, name=config.name, window_frames=config.num_frames, dtype=dtype
+    )
+
+
+class ThroughputHistory:
+    """Seconds per frame of earlier runs, in a small file of the user's cache folder.
+
+    path: of the file; None: the default one, or no file for a user without a home folder.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        batch_history = default_history_path()
+        path = path or (batch_history.with_name(HISTORY_FILE) if batch_history is not None else None)
+        self._history = History(path) if path is not None else None
+
+    def record_run(self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report) -> None:
+        """Record a finished run, unless it was short or ran out of memory and took other steps than planned."""
+        computed = report.frames - report.resumed
+        if report.retries or computed < _FEWEST_WINDOWS * config.num_frames:
+            return
+        resolution = options.resolution or config.resolution
+        key = throughput_key(info, config.name, resolution, options.guidance > 1, str(report.plan["dtype"]))
+        denoising = report.seconds.get("denoise", 0.0)
+        self.record(key, options.steps, computed, report.total_seconds, denoising)
+
+    def record(self, key: str, steps: int, frames: int, seconds: float, denoising: float) -> None:
+        """Record a run of `frames` frames that took `seconds`, of which `denoising` in the denoiser."""
+        if self._history is None or frames < 1 or seconds <= 0:
+            return
+        known = self._history.load(key)
+        updated = {}
+        for name, value in ((_TOTAL, seconds), (_DENOISING, min(denoising, seconds))):
+            others = [(count, old) for count, old in known.get(name, {}).items() if count != steps]
+            latest = (steps, max(1, round(value / frames * 1e6)))
+            updated[name] = dict([*others[1 - _MOST_STEP_COUNTS :], latest])
+        self._history.save(key, updated)
+
+    def seconds_per_frame(self, key: str, steps: int) -> float | None:
+        """Return the time measured with `steps`, or scaled from the nearest number of steps; None: no record."""
+        entry = self._history.load(key) if self._history is not None else {}
+        known = entry.get(_TOTAL, {})
+        if not known:
+            return None
+        nearest = min(known, key=lambda measured: abs(measured - steps))
+        denoising = entry.get(_DENOISING, {}).get(nearest, known[nearest])
+        return (known[nearest] + denoising * (steps - nearest) / nearest) / 1e6
+
+
+def throughput_key(info: DeviceInfo, model: str, resolution: int, guided: bool, dtype: str) -> str:
+    """Return the key of runs that take the same time per frame and step; dtype: such as "float16"."""
+    memory = f"{info.total_memory / GIB:.0f} GiB"
+    return (
+        f"{info.name}, {memory} | {model} | {resolution} px | {dtype} | {'guided' if guided else 'unguided'}"
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from ..memsafe import AdaptiveMemoryOptimizer, LatentCache, Runtime, VideoShape
 from ..memsafe.storage.latent_cache import hot_budget
 from ..memsafe.threads import BackgroundConsumer, prefetch
-from .audio import AudioSource, FeatureStream, open_audio
+from .audio import AudioSource, FeatureStream
 from .compositing import FrameMask
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError
@@ -29,7 +29,7 @@ from .generator import FaceGenerator, encode_audio_guarded
 from .journal import Journal, remove_journal, run_key
 from .patch import Patch
 from .report import Report
-from .validation import Audio, Source, check_output, check_source, opened
+from .validation import Audio, Inputs, Source, open_inputs
 from .video import FrameSource, VideoWriter
 from .video.output_buffer import OutputBuffer
 from .video.replay import ReplayBuffer
@@ -73,7 +73,7 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         *,
         resume: bool = False,
-        mask: np.ndarray | None = None,
+        mask: np.ndarray | FrameMask | None = None,
         report: Report | None = None,
         collector: OutputBuffer | None = None,
         scratch: Path | None = None,
@@ -91,30 +91,23 @@ class LipSyncPipeline:
         `output`. metadata: texts to store in the file.
         """
         output = Path(output)
-        check_output(output, source, audio)
         report = report if report is not None else Report()
         with ExitStack() as stack:
-            frames = stack.enter_context(opened(source, options))
+            inputs = stack.enter_context(open_inputs(source, audio, output, options, mask))
             journal = None
             if resume:
-                journal = stack.enter_context(self._open_journal(output, frames, audio, options))
+                journal = stack.enter_context(self._open_journal(output, inputs, options))
             writer = VideoWriter.of(
                 output,
-                frames,
-                audio=audio,
+                inputs.source,
+                audio=inputs.audio_media,
                 end_audio_with_video=options.extend is Extend.CUT or options.length is Length.VIDEO,
                 crf=options.crf,
                 metadata=metadata,
             )
+            folder = scratch if scratch is not None else output.absolute().parent
             finished = self._finished_frames(
-                frames,
-                open_audio(audio),
-                options,
-                report,
-                scratch if scratch is not None else output.absolute().parent,
-                journal=journal,
-                mask=mask,
-                collector=collector,
+                inputs, options, report, folder, journal=journal, collector=collector
             )
             with translate_oom(), writer, closing(finished):
                 self._write(finished, writer, collector)
@@ -132,7 +125,7 @@ class LipSyncPipeline:
         options: SyncOptions = SyncOptions(),  # noqa: B008 - frozen
         report: Report | None = None,
         *,
-        mask: np.ndarray | None = None,
+        mask: np.ndarray | FrameMask | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield finished frames, uint8 [n, h, w, 3] RGB, window by window; computed when they are asked for.
 
@@ -140,28 +133,27 @@ class LipSyncPipeline:
         """
         report = report if report is not None else Report()
         scratch = Path(tempfile.gettempdir())
-        with opened(source, options) as frames:
-            finished = self._finished_frames(frames, open_audio(audio), options, report, scratch, mask=mask)
-            with closing(finished):
-                for window in grouped(finished, self.bundle.config.num_frames):
-                    yield np.stack(window)
+        with (
+            open_inputs(source, audio, None, options, mask) as inputs,
+            closing(self._finished_frames(inputs, options, report, scratch)) as finished,
+        ):
+            for window in grouped(finished, self.bundle.config.num_frames):
+                yield np.stack(window)
         report.complete(self.bundle.hashes, self.runtime)
 
     def _finished_frames(
         self,
-        source: FrameSource,
-        audio: AudioSource,
+        inputs: Inputs,
         options: SyncOptions,
         report: Report,
         scratch: Path,
         *,
         journal: Journal | None = None,
-        mask: np.ndarray | None = None,
         collector: OutputBuffer | None = None,
     ) -> Generator[np.ndarray, None, None]:
         """Yield the finished frames of one run; each source frame is freed when its finished one is handed on."""
-        check_source(source, options)
-        runtime, resolution = self.runtime, options.resolution or self.bundle.config.resolution
+        runtime, source = self.runtime, inputs.source
+        resolution = options.resolution or self.bundle.config.resolution
         video = VideoShape(source.height, source.width, source.frame_estimate)
         with ExitStack() as stack:
             stack.enter_context(translate_oom())
@@ -174,12 +166,11 @@ class LipSyncPipeline:
             before = self._latents_used()
 
             template = Template(resolution)
-            features = self._audio_features(audio, source, options)
+            features = self._audio_features(inputs.audio, source, options)
             total = _frame_count(features, source, options)
             report.audio_duration = float(features.duration)
             locator = FaceLocator(self.bundle.detector, template, options, runtime)
             generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
-            frame_mask = None if mask is None else FrameMask(mask, source)
             times = (Fraction(i) / (PARITY_FPS if options.parity else source.fps) for i in count())
             runtime.report_progress("prepare", 0, total)
 
@@ -189,7 +180,7 @@ class LipSyncPipeline:
             at_once = runtime.frames_at_once(self.bundle.config.num_frames)
             for group in grouped(locator.locate(decoded), at_once):
                 spoken = list(islice(audio_windows, len(group)))
-                yield from self._sync_group(deque(group), spoken, generator, frame_mask, journal, report)
+                yield from self._sync_group(deque(group), spoken, generator, inputs.mask, journal, report)
                 runtime.report_progress("sync", report.frames, total)
 
             _check_faces(locator, options, report)
@@ -270,10 +261,11 @@ class LipSyncPipeline:
         """Return how many faces were encoded, and how many were found encoded, since the cache was made."""
         return self._latents.misses, self._latents.hits + self._latents.reused
 
-    def _open_journal(self, output: Path, source: FrameSource, audio: Audio, options: SyncOptions) -> Journal:
+    def _open_journal(self, output: Path, inputs: Inputs, options: SyncOptions) -> Journal:
+        source, runtime = inputs.source, self.runtime
         video = (source.fps, source.width, source.height, source.frame_estimate)
-        numbers = (self.runtime.plan.dtype, self.runtime.key_weight)
-        return Journal(output, run_key(self.bundle, options, audio, *video, *numbers))
+        numbers = (runtime.plan.dtype, runtime.key_weight)
+        return Journal(output, run_key(self.bundle, options, inputs.audio_media, *video, *numbers))
 
 
 def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,4 +1,4 @@
-"""What a run did, in numbers."""
+"""Report of a run: frame counts, timings, memory peaks and fallbacks, saved as JSON."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..memsafe import Runtime
-from .video import FrameSource
+if TYPE_CHECKING:
+    from ..memsafe import Runtime
+    from .video import FrameSource
 
 
 @dataclass
 class Report:
-    """Filled while a run goes on; complete when it has ended."""
+    """Filled during a run; complete when the run has ended."""
 
     model: str = ""
     hashes: Mapping[str, str] = field(default_factory=dict)  # weight file -> sha256
@@ -27,19 +28,19 @@ class Report:
     fps: str = ""  # exact, such as "30000/1001"
     frames: int = 0  # written
     duration: float = 0.0  # seconds of the output
-    audio_duration: float = 0.0  # seconds of the driving sound
+    audio_duration: float = 0.0  # seconds of the driving audio
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
-    attention: Mapping[str, Any] = field(default_factory=dict)  # which kernels were asked for and which ran
-    latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and found among those kept
-    resumed: int = 0  # frames that an interrupted run had finished
-    retries: list[dict[str, Any]] = field(default_factory=list)  # what was done because memory ran out
+    attention: Mapping[str, Any] = field(default_factory=dict)  # kernels requested and kernels used
+    latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and faces found in the cache
+    resumed: int = 0  # frames taken over from an interrupted run
+    retries: list[dict[str, Any]] = field(default_factory=list)  # steps taken because memory ran out
     seconds: dict[str, float] = field(default_factory=dict)  # per stage; stages overlap
     total_seconds: float = 0.0
     peak_ram: int = 0  # bytes, of the process
     peak_vram: int | None = None  # bytes, of torch; None without a GPU
 
     def begin(self, model: str, runtime: Runtime, source: FrameSource) -> None:
-        """Note what is going to run, once the runtime has its plan for it."""
+        """Set model, device, plan and frame size; called when the runtime has planned the run."""
         self.model, self.device = model, runtime.info.describe()
         self.tier, self.plan = runtime.plan.tier.value, runtime.plan.as_dict()
         self.width, self.height, self.fps = source.width, source.height, str(source.fps)
@@ -54,7 +55,7 @@ class Report:
         self.frames += 1
 
     def complete(self, hashes: Mapping[str, str], runtime: Runtime) -> None:
-        """Note what ran. Reads `hashes` only now: gigabytes are hashed aside, and a reader waits for them."""
+        """Set the totals. Reads `hashes` last, because a background thread computes them and reading waits for it."""
         self.hashes = dict(hashes)
         self.retries = runtime.retries
         peaks = runtime.peak_memory()
@@ -64,7 +65,7 @@ class Report:
         self.duration = float(self.frames / Fraction(self.fps))
 
     def to_json(self) -> str:
-        """The report as indented JSON."""
+        """Return the report as indented JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:

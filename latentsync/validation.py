@@ -1,57 +1,109 @@
-"""What a run is given, checked before anything is computed."""
+"""Open and check the inputs of a run, once, before any weights are loaded. Imports no torch."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .audio import open_audio
-from .compositing import FrameMask
+from .audio import AudioSource, open_audio
+from .audio.decode import FileAudio
+from .audio.source import ArrayAudio
 from .config import SyncOptions
 from .errors import InputError, OutputError
-from .video import ArraySource, FrameSource, check_target, is_pipe, open_video
+from .video import ArraySource, FrameSource, check_target, open_video
 
-ARRAY_FPS = Fraction(25)  # of frames in memory, unless the options say otherwise
-SMALLEST_SIDE = 64  # pixels; no face worth syncing fits in less
-LARGEST_SIDE = 16384  # pixels that x264 codes
+if TYPE_CHECKING:
+    from .compositing import FrameMask
+
+ARRAY_FPS = Fraction(25)  # frame rate of arrays, unless the options set one
+SMALLEST_SIDE = 64  # pixels; a smaller frame cannot hold a face large enough to sync
+LARGEST_SIDE = 16384  # pixels; the limit of x264
 
 Source = str | Path | FrameSource | np.ndarray
-Audio = str | Path | tuple[Any, int]
+AudioMedia = str | Path | tuple[Any, int]  # a file, or samples and their sample rate
+Audio = AudioMedia | AudioSource  # opened before: only the sources that `open_audio` returns
 
 
-def preflight(
-    source: Source, audio: Audio, output: str | Path, options: SyncOptions, mask: np.ndarray | None = None
-) -> None:
-    """Raise what `run` would raise for inputs that cannot be used, before any weights are loaded."""
-    check_output(Path(output), source, audio)
-    if not (isinstance(source, (str, Path)) and is_pipe(source)):  # which can be opened only once
-        with opened(source, options) as frames:
-            check_source(frames, options)
-        if mask is not None:
-            FrameMask(mask, frames)
-    open_audio(audio)
+@dataclass(frozen=True)
+class Inputs:
+    """Opened and checked inputs of one run."""
+
+    source: FrameSource
+    audio: AudioSource
+    audio_media: AudioMedia  # the same audio as it was given, for muxing
+    output: Path | None  # None: the frames are not written to a file
+    mask: FrameMask | None  # None: the whole frame may change
+
+
+@contextmanager
+def open_inputs(
+    source: Source,
+    audio: Audio,
+    output: str | Path | None,
+    options: SyncOptions,
+    mask: np.ndarray | FrameMask | None = None,
+) -> Iterator[Inputs]:
+    """Open and check everything that a run reads, and its output's name.
+
+    source: a video or image file, a FrameSource, or an array uint8 [n, h, w, 3] RGB. audio: a file with audio,
+    (samples, sample rate), or the `audio` of other Inputs. mask: floats [h, w] or [n, h, w], see FrameMask.
+    What is opened already is used as it is and left open; a file opened here is closed at the end of the block.
+    Opening a pipe waits for its writer. Writes nothing. Raises InputError, VideoError, AudioError or OutputError.
+    """
+    if output is not None:
+        check_output(Path(output), source, audio)
+    with _open_source(source, options) as frames:
+        check_source(frames, options)
+        frame_mask = _frame_mask(mask, frames)
+        media = _media_of(audio)
+        opened = audio if isinstance(audio, (FileAudio, ArrayAudio)) else open_audio(media)
+        yield Inputs(frames, opened, media, None if output is None else Path(output), frame_mask)
 
 
 def check_output(output: Path, *inputs: Source | Audio) -> None:
     """Raise OutputError for a file that cannot be written, or that is one of the inputs."""
     check_target(output)
     for given in inputs:
-        if isinstance(given, (str, Path)):
-            with suppress(OSError, ValueError):  # one of them does not exist, so they are not the same
-                if output.samefile(given):
+        media = _media_of(given)
+        if isinstance(media, (str, Path)):
+            with suppress(OSError, ValueError):  # one of the two files does not exist, so they differ
+                if output.samefile(media):
                     raise OutputError(f"The output {output} is also an input; choose another output name.")
 
 
-def opened(source: Source, options: SyncOptions) -> AbstractContextManager[FrameSource]:
-    """A FrameSource from whatever came; closed on leaving only if it was opened here."""
+def check_source(source: FrameSource, options: SyncOptions) -> None:
+    """Raise InputError for frames that are too small or too large, or for a `face_at` outside of them."""
+    if min(source.width, source.height) < SMALLEST_SIDE:
+        raise InputError(
+            f"The video is {source.width}x{source.height}; expected at least {SMALLEST_SIDE} pixels "
+            "on each side."
+        )
+    if max(source.width, source.height) > LARGEST_SIDE:
+        raise InputError(
+            f"The video is {source.width}x{source.height}; expected at most {LARGEST_SIDE} pixels on each side, "
+            "the limit of H.264 files. Scale it down."
+        )
+    if options.face_at is not None:
+        x, y = options.face_at
+        if not (0 <= x < source.width and 0 <= y < source.height):
+            raise InputError(
+                f"face_at is ({x:g}, {y:g}), outside the video of {source.width}x{source.height}; "
+                "give pixel coordinates inside it."
+            )
+
+
+def _open_source(source: Source, options: SyncOptions) -> AbstractContextManager[FrameSource]:
+    """Return a FrameSource that is closed at the end of the block only if it was opened here."""
     if isinstance(source, np.ndarray):
         return ArraySource(source, options.fps or ARRAY_FPS)
     if isinstance(source, (str, Path)):
-        # The published code brings every file to the rate by which it indexes the sound.
+        # The published code converts every file to the frame rate by which it indexes the audio.
         return open_video(source, options.fps or (ARRAY_FPS if options.parity else None))
     if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
         raise InputError(
@@ -65,22 +117,16 @@ def opened(source: Source, options: SyncOptions) -> AbstractContextManager[Frame
     return nullcontext(source)
 
 
-def check_source(source: FrameSource, options: SyncOptions) -> None:
-    """Raise InputError for pictures too small or too large, or a face looked for outside of them."""
-    if min(source.width, source.height) < SMALLEST_SIDE:
-        raise InputError(
-            f"The video is {source.width}x{source.height}; expected at least {SMALLEST_SIDE} pixels "
-            "on each side."
-        )
-    if max(source.width, source.height) > LARGEST_SIDE:
-        raise InputError(
-            f"The video is {source.width}x{source.height}; expected at most {LARGEST_SIDE} pixels on each side, "
-            "which is what H.264 files hold. Scale it down."
-        )
-    if options.face_at is not None:
-        x, y = options.face_at
-        if not (0 <= x < source.width and 0 <= y < source.height):
-            raise InputError(
-                f"face_at is ({x:g}, {y:g}), outside the video of {source.width}x{source.height}; "
-                "give pixel coordinates inside it."
-            )
+def _frame_mask(mask: np.ndarray | FrameMask | None, source: FrameSource) -> FrameMask | None:
+    if not isinstance(mask, np.ndarray):
+        return mask
+    from .compositing import FrameMask  # imports torch
+
+    return FrameMask(mask, source)
+
+
+def _media_of(given: Any) -> Any:
+    """Return the file or the samples behind an opened audio source; anything else unchanged."""
+    if isinstance(given, FileAudio):
+        return given.path
+    return (given.samples, given.rate) if isinstance(given, ArrayAudio) else given

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from torch import nn
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
 
 
 class Cancelled(Exception):  # noqa: N818 - it is no error

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from latentsync_memsafe import REQUIRED
-from latentsync_memsafe.latentsync.cli.doctor_checks import OPENCV, _requirements
+from latentsync_memsafe.latentsync.cli.doctor import OPENCV, _requirements
 
 WITHOUT = """
 import importlib.util, sys, types

@@ -1,7 +1,7 @@
-"""The command line; every command is one module of this package (see `COMMANDS`).
+"""The command line; each command is one module of this package (see `COMMANDS`).
 
-Exit status 0, or 2 with one line on stderr that says what to do, or 130 when interrupted (143 by
-SIGTERM, 129 when the terminal closes).
+Exit status: 0; 2 after an error, with one line on stderr that says what to do; 130 after Ctrl-C, 143 after SIGTERM,
+129 when the terminal closes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .progress import open_standard_streams
 PROGRAM = "latentsync-memsafe"
 LONGEST_MESSAGE = 2000  # characters
 
-# Each has HELP (one line), add_arguments(parser), and run(arguments) -> exit status. None loads torch when it
-# is imported, so that `--help` answers at once. `arguments.stop` tells whether a signal asked to stop.
+# Each module has HELP (one line), add_arguments(parser), and run(arguments) -> exit status. Importing one imports
+# neither torch nor numpy, which keeps `--help` fast. `arguments.stop` is the Stop of the running command.
 COMMANDS: Mapping[str, ModuleType] = {
     "demo": demo,
     "sync": sync,
@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, ModuleType] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status."""
     open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(levelname)s: %(message)s")
     with stopping() as stop:
@@ -47,38 +47,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(error: BaseException, stop: Stop) -> int:
-    """The exit status after an error, with a line on stderr; what is a bug of ours is raised again."""
-    # Libraries turn a signal that comes while they are imported into errors of their own.
+    """Print one line on stderr and return the exit status; raises errors again that are bugs."""
+    # A signal that arrives while a library is imported can surface as an error of that library.
     if stop.requested or isinstance(error, KeyboardInterrupt):
-        left = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        print(f"{PROGRAM}: cancelled; {left or 'no output was written.'}", file=sys.stderr)
+        detail = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        print(f"{PROGRAM}: cancelled; {detail or 'no output was written.'}", file=sys.stderr)
         return stop.status
     if isinstance(error, LatentSyncError):
         return _fail(str(error))
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and not error.filename:
-        # What we print finds no reader any more (`plan | head`) or no room; Python would try again at exit.
+        # stdout has no reader any more (`plan | head`), or its disk is full. Python would flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if error.errno == errno.EPIPE else _fail("The disk is full; no summary was printed.")
     from ...memsafe import Failure, is_oom
 
-    if is_oom(error):  # where nothing could be given up, as in training
+    if is_oom(error):  # outside of guarded code, as in training
         return _fail(
             f"Memory ran out ({Failure.of(error).text}); close other programs, or choose smaller settings or a "
             "device with more memory."
         )
-    if isinstance(error, OSError):  # permissions, names that no system can hold, disks that fail
-        what = "" if error.filename is None else f"{error.filename}: "
-        return _fail(f"{what}{error.strerror or error}.")
+    if isinstance(error, OSError):  # permissions, impossible file names, failing disks
+        subject = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{subject}{error.strerror or error}.")
     raise error
 
 
 def _run(arguments: argparse.Namespace, stop: Stop) -> int:
-    # Decoder and encoder threads work beside torch's, and OpenMP threads that spin while they wait take the
-    # cores from them: with one busy neighbour on two cores a run took 28 s instead of 12. Read by OpenMP when
-    # torch loads it, so nothing above may import torch.
+    # OpenMP threads of torch that spin while they wait take the cores from the decoder's and the encoder's threads:
+    # beside another busy process on two cores a run took 28 s instead of 12. OpenMP reads the variable when torch
+    # loads it, so nothing above may import torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ...memsafe import Cancelled
     from ...memsafe.device.allocator import return_freed_frames
+    from ...memsafe.host import Cancelled
 
     return_freed_frames()
     arguments.stop = stop
@@ -90,14 +90,14 @@ def _run(arguments: argparse.Namespace, stop: Stop) -> int:
 
 def _fail(message: str) -> int:
     line = " ".join(message.split())
-    if len(line) > LONGEST_MESSAGE:  # a file name of thousands of letters
+    if len(line) > LONGEST_MESSAGE:  # such as a file name of thousands of characters
         line = f"{line[: LONGEST_MESSAGE // 2]} ... {line[-LONGEST_MESSAGE // 2 :]}"
     print(f"{PROGRAM}: error: {line}", file=sys.stderr)
     return 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that keeps to one line."""
+    """ArgumentParser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message}; see `{self.prog} --help`."))

@@ -1,4 +1,4 @@
-"""The terminal as a host, and standard streams that can be written to."""
+"""Progress bar on the terminal, and usable standard streams."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Give a closed stdout or stderr (`2>&-`, a service) a place to go, and let any file name be printed.
+    """Redirect closed standard streams (`2>&-`, a service) to the null device; make any file name printable.
 
-    Otherwise the output file would get the number of the closed stream, and with it what libraries print.
+    Otherwise the output video would get the file number of the closed stream, and libraries would print into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # A new file takes the lowest free number. It stays open as long as the process lives.
+            # A new file gets the lowest free number. It stays open until the process ends.
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
         elif number and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 class ProgressBar:
-    """The terminal as a host: a tqdm bar on stderr, signals as interruption."""
+    """Host of a command-line run: a tqdm bar on stderr; a signal interrupts the run."""
 
     def __init__(self, quiet: bool, stop: Stop) -> None:
         from tqdm import tqdm
@@ -38,20 +38,20 @@ class ProgressBar:
         self._bar = tqdm(unit="frame", disable=quiet or None, leave=False, dynamic_ncols=True)
 
     def progress(self, progress: Progress) -> None:
-        """Move the bar."""
+        """Update the bar."""
         self._bar.set_description(progress.stage, refresh=False)
         self._bar.total = progress.total
         self._bar.update(int(progress.done) - self._bar.n)
 
     def preview(self, frame: np.ndarray) -> None:
-        """A terminal shows no pictures."""
+        """Ignore the frame."""
 
     def interrupted(self) -> bool:
-        """Whether a signal asked to stop; it raises by itself unless Python lost that."""
+        """Return True after a signal, whose KeyboardInterrupt Python may have dropped."""
         return self._stop.requested
 
     def reserve(self, module: nn.Module, leaving: bool) -> None:
-        """The device is the runtime's alone."""
+        """Do nothing: no other program of this process uses the device."""
 
     def __enter__(self) -> ProgressBar:
         return self

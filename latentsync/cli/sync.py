@@ -1,87 +1,142 @@
-"""`sync`: a clip and speech in, one lip-synced file out."""
+"""`sync`: lip-sync a video to speech and write the result to a file."""
 
 from __future__ import annotations
 
 import argparse
-from enum import Enum
+from typing import TYPE_CHECKING
 
-from ..config import Extend, Length, MissingFace, SyncOptions, as_fps
-from .device import add_device_options, add_network_options, load_bundle, make_runtime
-from .paths import file_path
+from ..config import FACE_DETECTORS, Extend, Length, MissingFace, SyncOptions, as_fps
+from .options import (
+    add_device_options,
+    add_network_options,
+    check_device_options,
+    check_model,
+    file_path,
+    load_bundle,
+    make_runtime,
+    values_of,
+)
 from .progress import ProgressBar
 from .result import check_report, print_summary, save_report
 
-HELP = "lip-sync a video (or a portrait image) to speech"
-FACE_DETECTORS = ("auto", "mediapipe", "opencv", "insightface")  # faces.load.BACKENDS, without loading torch
+if TYPE_CHECKING:
+    from ..validation import Inputs
 
-_LAST = "if memory runs out and nothing else helps,"
+HELP = "lip-sync a video (or a portrait image) to speech"
+
+_FALLBACK = "if memory runs out and no exact step is left,"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `sync`."""
+    """Add the options of `sync`."""
+    _add_files(parser)
+    _add_generation(parser)
+    _add_face_options(parser)
+    _add_fallbacks(parser)
+    add = parser.add_argument
+    add("--parity", action="store_true", help="the published code's arithmetic, for comparison only")
+    add(
+        "--resume", action="store_true", help="keep finished frames beside the output, and continue from them"
+    )
+    add("--report", type=file_path, metavar="FILE.json", help="write frame counts, timings and peaks as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
+    add_device_options(parser)
+    add_network_options(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--video", type=file_path, required=True, help="video file, GIF or image")
-    add("--audio", type=file_path, required=True, help="any file with sound")
-    add("--out", type=file_path, required=True, help="result: .mp4, .mov or .mkv")
+    add("--audio", type=file_path, required=True, help="any file with audio")
+    add("--out", type=file_path, required=True, help="output file: .mp4, .mov or .mkv")
     add(
         "--model",
         default="1.6",
-        help="1.6, 1.5, demo, a model folder, or the file of its UNet (default: 1.6)",
+        help="1.6, 1.5, demo, a model folder, or the file of its UNet (default: %(default)s)",
     )
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     defaults = SyncOptions()
-    add("--seed", type=int, default=defaults.seed, help="of the noise (default: %(default)s)")
+    add("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
     add(
         "--guidance",
         type=float,
         default=defaults.guidance,
-        help="1.0-3.0: how strongly the lips follow the sound (default: %(default)s)",
+        help="1.0-3.0: how strongly the lips follow the audio (default: %(default)s)",
     )
-    add("--resolution", type=int, help="face side in pixels (default: what the model was trained at)")
+    add("--resolution", type=int, help="face size in pixels, a multiple of 64 (default: the model's own)")
     add("--fps", help="output frame rate, such as 25 or 30000/1001 (default: the video's own)")
-    add("--length", choices=_values(Length), default=defaults.length.value, help="what decides the length")
+    add(
+        "--length",
+        choices=values_of(Length),
+        default=defaults.length.value,
+        help="input that sets the output's length (default: %(default)s)",
+    )
     add(
         "--extend",
-        choices=_values(Extend),
+        choices=values_of(Extend),
         default=defaults.extend.value,
-        help="what follows when the sound outlasts the video (default: %(default)s)",
-    )
-    add("--face-index", type=int, help="which face, counted from the left, from 0 (default: the largest)")
-    add("--face-at", type=_point, metavar="X,Y", help="the face at these pixels of the first frame")
-    add(
-        "--missing-face",
-        choices=_values(MissingFace),
-        default=defaults.missing_face.value,
-        help="frames without the face: keep them untouched, or end with an error (default: %(default)s)",
-    )
-    add(
-        "--face-detector",
-        choices=FACE_DETECTORS,
-        default="auto",
-        help="auto and mediapipe: torch; opencv: the same models on the CPU; insightface: if you have its files",
+        help="frames to use when the audio is longer than the video (default: %(default)s)",
     )
     add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0-51 (default: %(default)s)")
     add(
         "--reuse-latents",
         type=float,
         metavar="BOUND",
-        help="0-255: encode a face anew only if some 32 px patch differs by more on average (default: any change)",
+        help="0-255: encode a face again only if the mean difference of one of its 32 px patches exceeds this "
+        "(default: any difference)",
     )
-    add("--allow-frame-windows", action="store_true", help=f"{_LAST} denoise frame by frame, without motion")
+
+
+def _add_face_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--face-index", type=int, help="number of the face, from the left, from 0 (default: the largest)")
+    add("--face-at", type=_point, metavar="X,Y", help="the face at this pixel of the first frame")
     add(
-        "--allow-lower-resolution", action="store_true", help=f"{_LAST} generate faces at half the resolution"
+        "--missing-face",
+        choices=values_of(MissingFace),
+        default=SyncOptions().missing_face.value,
+        help="frames without the face: keep them unchanged, or stop with an error (default: %(default)s)",
     )
-    add("--allow-cpu", action="store_true", help=f"{_LAST} go on on the CPU")
-    add("--parity", action="store_true", help="the published arithmetic, for comparison only")
-    add("--resume", action="store_true", help="keep finished frames beside the output, and go on from them")
-    add("--report", type=file_path, metavar="FILE.json", help="write what was done, in numbers")
-    add("--quiet", action="store_true", help="no progress bar")
-    add_device_options(parser)
-    add_network_options(parser)
+    add(
+        "--face-detector",
+        choices=FACE_DETECTORS,
+        default=FACE_DETECTORS[0],
+        help="auto and mediapipe: in torch; opencv: the same models on the CPU; insightface: needs its own files "
+        "(default: %(default)s)",
+    )
+
+
+def _add_fallbacks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--allow-frame-windows",
+        action="store_true",
+        help=f"{_FALLBACK} denoise fewer frames together, at last one by one, without motion",
+    )
+    add(
+        "--allow-lower-resolution",
+        action="store_true",
+        help=f"{_FALLBACK} generate smaller faces, in steps of 64 px down to half the resolution",
+    )
+    add("--allow-cpu", action="store_true", help=f"{_FALLBACK} continue on the CPU")
+    add(
+        "--allow-vae-tiling",
+        action="store_true",
+        help=f"{_FALLBACK} let the VAE work on overlapping tiles, whose seams show slightly",
+    )
+    add(
+        "--allow-int8",
+        action="store_true",
+        help=f"{_FALLBACK} store most of the denoiser's weights in 8 bits",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the inputs, load the networks, and write the file."""
+    """Check options, then files, then the model's files; only then import torch, load the networks and run."""
     options = SyncOptions(
         seed=arguments.seed,
         steps=arguments.steps,
@@ -98,32 +153,37 @@ def run(arguments: argparse.Namespace) -> int:
         allow_frame_windows=arguments.allow_frame_windows,
         allow_lower_resolution=arguments.allow_lower_resolution,
         allow_cpu=arguments.allow_cpu,
+        allow_vae_tiling=arguments.allow_vae_tiling,
+        allow_int8=arguments.allow_int8,
         parity=arguments.parity,
     )
+    check_device_options(arguments)
+    from ..validation import open_inputs
+
+    with open_inputs(arguments.video, arguments.audio, arguments.out, options) as inputs:
+        check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)
+        check_model(arguments.model)
+        return _sync(arguments, options, inputs)
+
+
+def _sync(arguments: argparse.Namespace, options: SyncOptions, inputs: Inputs) -> int:
     from ...memsafe import LatentCache, default_latent_path
+    from ..estimate import ThroughputHistory
     from ..faces import load_detector
     from ..pipeline import LATENT_CACHE_BYTES, LipSyncPipeline
-    from ..throughput import Pace
-    from ..validation import preflight
 
-    preflight(arguments.video, arguments.audio, arguments.out, options)
-    check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)
     with ProgressBar(arguments.quiet, arguments.stop) as bar:
         runtime = make_runtime(arguments, bar)
         detector = load_detector(device=runtime.device, backend=arguments.face_detector)
         bundle = load_bundle(arguments, runtime, detector)
         latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
         report = LipSyncPipeline(bundle, runtime, latents).run(
-            arguments.video, arguments.audio, arguments.out, options, resume=arguments.resume
+            inputs.source, inputs.audio, arguments.out, options, resume=arguments.resume
         )
-    Pace().remember_run(runtime.info, bundle.config, options, report)
+    ThroughputHistory().record_run(runtime.info, bundle.config, options, report)
     print_summary(arguments.out, report)
     save_report(report, arguments.report)
     return 0
-
-
-def _values(kind: type[Enum]) -> list[str]:
-    return [item.value for item in kind]
 
 
 def _point(text: str) -> tuple[float, float]:

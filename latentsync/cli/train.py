@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..training.options import Trainable, TrainingOptions
-from .device import add_device_options, make_runtime
+from .options import add_device_options, make_runtime
 from .progress import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"

@@ -16,9 +16,8 @@ from .. import LipSyncPipeline, Report, SyncOptions
 from ..audio import open_audio
 from ..config import ModelConfig
 from ..errors import InputError
-from ..estimate import Forecast, forecast, shape_of_video
-from ..throughput import Pace
-from ..validation import preflight
+from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
+from ..validation import open_inputs
 from ..video import FrameSource
 from ..video.output_buffer import OutputBuffer
 from .files import temporary_folder, workflow_of
@@ -59,7 +58,8 @@ def sync(
     frames = clip_of(images if video is None else video, settings["fps"]).frames
     mode, where = settings["output_mode"], None if mask is None else mask.float().cpu().numpy()
     target, report, warnings = Target(mode), Report(), list[str]()
-    preflight(frames, sound, target.draft, options, where)
+    with open_inputs(frames, sound, target.draft, options, where) as inputs:
+        pass  # both stay open: they were given open
     blocked = no_images(
         mode, frames, sound
     )  # here already, or frames that cannot fit would wait for the model
@@ -74,11 +74,11 @@ def sync(
         blocked = blocked or no_images(mode, frames, sound, working)
         host.begin(model, runtime, warnings)
         LipSyncPipeline(model.bundle, runtime, model.latents).run(
-            frames,
-            sound,
+            inputs.source,
+            inputs.audio,
             target.draft,
             options,
-            mask=where,
+            mask=inputs.mask,
             report=report,
             collector=None if blocked else collector,
             scratch=scratch,
@@ -87,7 +87,7 @@ def sync(
         result, path, saved = target.publish()
         collected, blocked = (None, blocked) if blocked else images_of(collector, path)
     host.finish(saved)
-    Pace().remember_run(runtime.info, model.bundle.config, options, report)
+    ThroughputHistory().record_run(runtime.info, model.bundle.config, options, report)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
     return Synced(result, path, saved, collected, blocked, text)
 
@@ -131,11 +131,11 @@ def _forecast(
     frames: FrameSource | None,
     sound: tuple[Any, int] | None,
     settings: dict[str, Any],
-) -> Forecast:
-    return forecast(
+) -> RunEstimate:
+    return estimate_run(
         info,
         ModelConfig.published("1.6") if model is None else model.bundle.config,
-        shape_of_video(frames, None if sound is None else open_audio(sound)),
+        video_shape(frames, None if sound is None else open_audio(sound)),
         memory_mode=settings["memory_mode"],
         dtype=None if model is None else model.dtype,
         steps=settings["inference_steps"],
@@ -145,7 +145,7 @@ def _forecast(
     )
 
 
-def _working_memory(foreseen: Forecast, model: SyncModel) -> int:
+def _working_memory(foreseen: RunEstimate, model: SyncModel) -> int:
     """Bytes of main memory that a run will take beside the weights, which are there already."""
     weights = model.shape.unet_bytes + model.shape.vae_bytes + model.shape.other_bytes
     return max(foreseen.ram - weights, 0)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import FACE_DETECTORS
 from ..errors import CheckpointError, InputError
 from ..weights.checkpoints import COMMAND, FACE_FILES, faces_folder
 from .detect import FaceDetector
 
 if TYPE_CHECKING:
     import torch
-
-BACKENDS = ("auto", "mediapipe", "opencv", "insightface")
 
 
 def load_detector(
@@ -25,8 +24,10 @@ def load_detector(
     CheckpointError naming the missing files, the folder and what to do; InputError for another backend.
     """
     folder = faces_folder() if folder is None else Path(folder)
-    if backend not in BACKENDS:
-        raise InputError(f"Face backend {backend!r} is unknown; expected one of: {', '.join(BACKENDS)}.")
+    if backend not in FACE_DETECTORS:
+        raise InputError(
+            f"Face backend {backend!r} is unknown; expected one of: {', '.join(FACE_DETECTORS)}."
+        )
     if backend == "insightface":
         from .insightface import InsightFaceDetector
 

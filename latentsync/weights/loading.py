@@ -1,15 +1,4 @@
-"""Load a model folder: find its files, build the networks on the meta device, and assign their weights.
-
-A model folder holds
-    config.yaml                 optional; otherwise the published config, 1.5's if the folder's name says 1.5
-    the UNet                    latentsync_unet.pt | latentsync_unet.safetensors | unet.safetensors
-    the audio encoder           whisper/tiny.pt | tiny.pt | audio_encoder.safetensors (OpenAI's names), or
-                                whisper/config.json and whisper/model.safetensors (Hugging Face)
-    the VAE                     vae/config.json and vae/diffusion_pytorch_model.safetensors (or .bin), or
-                                vae.safetensors (diffusers' or the original names), or else a folder
-                                sd-vae-ft-mse beside the model folder or in the checkpoints root
-A single file is a UNet with the others beside it.
-"""
+"""Load a model: build its networks on the meta device, and assign their weights."""
 
 from __future__ import annotations
 
@@ -18,7 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,15 +21,9 @@ from ..errors import CheckpointError
 from ..models.motion import PositionEncoding, sinusoids
 from ..models.unet import UNet3DConditionModel
 from ..models.whisper import AudioEncoder
-from .checkpoints import (
-    UNET_FILES,
-    WEIGHT_SUFFIXES,
-    expand_user,
-    find_model_folder,
-    find_vae_folder,
-    sha256_of,
-)
+from .checkpoints import sha256_of
 from .files import assign_weights, read_checkpoint, read_state_dict, state_dict_of
+from .model_files import VAE_WEIGHTS, find_model_files
 from .names import rename_vae, rename_whisper_encoder
 
 if TYPE_CHECKING:
@@ -50,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
-AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
-VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 HASH_DIGITS = 12
 MOST_VAE_LAYERS = 64  # accepted in a VAE's config; a damaged one must not build layers for minutes
 
@@ -89,7 +70,7 @@ def load_models(
     detector: FaceDetector | None = None,
     int8: bool = False,
 ) -> ModelBundle:
-    """Load "1.6", "1.5", "demo", a model folder (see above) or a UNet's file onto `device`.
+    """Load "1.6", "1.5", "demo", a model folder (see model_files.py) or a UNet's file onto `device`.
 
     `dtype` is that of the UNet and the VAE. With `int8` most of the UNet's weights are stored in 8 bits and computed
     in `dtype`: half the memory, and slightly different frames (measured on the demo model: 60 dB in the generated
@@ -112,18 +93,13 @@ def load_models(
 def _load(
     model: str | Path, dtype: torch.dtype, device: torch.device, detector: FaceDetector | None, int8: bool
 ) -> ModelBundle:
-    file = expand_user(model)
-    single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
-    folder = file.parent if single else find_model_folder(model)
-    config = folder_config(folder, file.stem if single else folder.name)
-    unet_file = file if single else _first(folder, UNET_FILES, "The UNet")
-    audio_file = _first(folder, AUDIO_FILES, f"For {unet_file.name}, the audio encoder")
-    vae_file = find_vae(folder)
+    files = find_model_files(model)
+    config = files.config
     if detector is None:
         from ..faces import load_detector
 
         detector = load_detector(device=device)
-    unet = load_unet(unet_file, config, dtype, device)
+    unet = load_unet(files.unet, config, dtype, device)
     if int8:
         result = quantize_weights(unet, keep=IMPORTANT_LAYERS)
         logger.info(
@@ -131,26 +107,12 @@ def _load(
         )
     return ModelBundle(
         unet=unet,
-        vae=load_vae(vae_file, config, dtype, device),
-        audio_encoder=load_audio_encoder(audio_file, config, device),
+        vae=load_vae(files.vae, config, dtype, device),
+        audio_encoder=load_audio_encoder(files.audio_encoder, config, device),
         detector=detector,
         config=config,
-        hashes=FileHashes(unet_file, audio_file, vae_file),
+        hashes=FileHashes(files.unet, files.audio_encoder, files.vae),
     )
-
-
-def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
-    """Return the folder's config.yaml; sections it lacks, or all, are those of the published model.
-
-    name: decides which published model, instead of the folder's name.
-    """
-    published = ModelConfig.published("1.5" if "1.5" in (name or folder.name) else "1.6")
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return published
-    config = ModelConfig.from_yaml(path)
-    sections = ("unet", "vae", "audio_encoder", "scheduler")
-    return replace(config, **{s: getattr(config, s) or getattr(published, s) for s in sections})
 
 
 def load_unet(
@@ -254,29 +216,6 @@ class FileHashes(Mapping[str, str]):
                 self._found[name] = sha256_of(path)[:HASH_DIGITS]
             except OSError as error:
                 logger.warning("%s could not be hashed: %s", path, error)
-
-
-def _first(folder: Path, candidates: tuple[str, ...], what: str) -> Path:
-    for name in candidates:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{what} is missing: found none of {', '.join(candidates)} in {folder}.")
-
-
-def find_vae(folder: Path) -> Path:
-    """Return the VAE's weight file for the model in `folder`; raises CheckpointError naming the places searched."""
-    if (folder / "vae").is_dir():
-        return _first(folder / "vae", VAE_WEIGHTS, "The VAE")
-    if (folder / "vae.safetensors").is_file():
-        return folder / "vae.safetensors"
-    beside = folder.resolve().parent / "sd-vae-ft-mse"
-    if beside.is_dir():
-        return _first(beside, VAE_WEIGHTS, "The VAE")
-    try:
-        return _first(find_vae_folder(), VAE_WEIGHTS, "The VAE")
-    except CheckpointError as error:
-        places = f"{folder / 'vae'}, {folder / 'vae.safetensors'}, {beside}"
-        raise CheckpointError(f"The VAE is missing: found none of {places}. {error}") from None
 
 
 def _audio_dims(path: Path, content: Mapping[str, Any]) -> Mapping[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -13,25 +12,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batching.oom import is_oom
+from ..choices import AttentionMode
 from .flex import flex_attend, is_compile_failure, reason_without_flex
 from .kernels import chosen_backend, least_slices, stores_scores
 from .region import Attend, KeyRegion, attend_weighted
 from .slicing import attend_in_slices, map_tokens_in_slices
 
 logger = logging.getLogger(__name__)
-
-
-class AttentionMode(str, Enum):
-    """Choice of the kernels that compute a model's attentions."""
-
-    STANDARD = "standard"  # PyTorch's math backend: the scores are stored
-    FLASH = "flash"  # PyTorch's fastest backend for the inputs: flash, cuDNN, memory-efficient
-    FLEX = "flex"  # as flash, but FlexAttention for attentions with weighted keys
-
-    @property
-    def default_weight(self) -> float:
-        """Weight of the keys in the region unless the user chooses one; 1 is the trained model."""
-        return 2.0 if self is AttentionMode.FLEX else 1.0
 
 
 def is_spatial_self_attention(name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..choices import MemoryMode
 from ..device.probe import GIB
 from .memory_model import ModelShape
 from .task import Task
@@ -24,14 +25,6 @@ class Tier(str, Enum):
     STANDARD = "standard"  # 10-16 GB
     PROFESSIONAL = "professional"  # 20-24 GB
     DATACENTER = "datacenter"  # 40 GB and more
-
-
-class MemoryMode(str, Enum):
-    """How close to the device's limit the plan goes."""
-
-    CONSERVATIVE = "conservative"
-    BALANCED = "balanced"
-    AGGRESSIVE = "aggressive"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..batching.history import default_history_path
-from ..device.probe import GIB, free_disk
+from ..device.memory import free_disk
+from ..device.probe import GIB
 from .frame_codec import FrameDataError, FrameEncoder, decode
 
 logger = logging.getLogger(__name__)

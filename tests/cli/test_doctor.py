@@ -1,4 +1,4 @@
-"""The doctor: what it says about a machine where something is missing, wrong or old."""
+"""`doctor`: reports on machines where something is missing, damaged or too old."""
 
 import errno
 import importlib.metadata
@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import pytest
 
-from latentsync_memsafe.latentsync.cli import doctor_checks as doctor
-from latentsync_memsafe.latentsync.cli.doctor_checks import Check, diagnose
-from latentsync_memsafe.latentsync.weights import checkpoints
+from latentsync_memsafe.latentsync.cli import doctor
+from latentsync_memsafe.latentsync.cli.doctor import Check, diagnose
+from latentsync_memsafe.latentsync.weights import checkpoints, wheels
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
 from latentsync_memsafe.latentsync.weights.hub import VERIFIED, mark_verified
 from latentsync_memsafe.memsafe.device.probe import probe
@@ -41,7 +41,7 @@ def place(root: Path, version: str) -> None:
         path.write_bytes(b"weights")
 
 
-def test_a_machine_without_weights(root: Path) -> None:
+def test_no_weights(root: Path) -> None:
     found = report(root)
     assert found["checkpoints"].message == str(root)
     for version in ("1.6", "1.5"):
@@ -52,7 +52,7 @@ def test_a_machine_without_weights(root: Path) -> None:
     assert found["image autoencoder"].status == "fail"
     assert found["face_landmark.tflite"].status == "fail"
     assert "download faces" in found["face_landmark.tflite"].message
-    assert not root.exists()  # it only looks
+    assert not root.exists()  # it changes nothing
 
 
 def test_one_complete_model_is_enough(root: Path) -> None:
@@ -60,7 +60,7 @@ def test_one_complete_model_is_enough(root: Path) -> None:
     found = report(root)
     assert found["model 1.6"].status == "warn"
     assert found["model 1.5"].status == "warn"
-    assert "latentsync_unet.pt, tiny.pt not compared" in found["model 1.5"].message
+    assert "latentsync_unet.pt, tiny.pt not verified" in found["model 1.5"].message
     for file in (*MODEL_FILES["1.5"], *VAE_FILES):
         mark_verified(root, root / file.relative, "digest")
     found = report(root)
@@ -70,14 +70,14 @@ def test_one_complete_model_is_enough(root: Path) -> None:
     assert report(root)["model 1.5"].status == "fail"
 
 
-def test_demo_weights_alone_are_no_failure(root: Path) -> None:
+def test_demo_weights_alone_give_warnings_only(root: Path) -> None:
     (root / "demo").mkdir(parents=True)
     found = report(root)
     assert found["model demo"] == Check("model demo", "ok", str(root / "demo"))
     assert {found[name].status for name in ("model 1.6", "model 1.5", "image autoencoder")} == {"warn"}
 
 
-def test_a_face_model_with_other_bytes(root: Path) -> None:
+def test_a_face_model_with_a_wrong_hash(root: Path) -> None:
     path = root / "faces" / "face_landmark.tflite"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"?" * 1_242_398)
@@ -86,16 +86,16 @@ def test_a_face_model_with_other_bytes(root: Path) -> None:
     assert f"{path} is not the expected file" in check.message
 
 
-def test_files_that_cannot_be_read_are_findings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(root, "1.6")
-    (root / VERIFIED).write_text('{"1.6/latentsync_unet.pt": 5}')  # somebody else's
+    (root / VERIFIED).write_text('{"1.6/latentsync_unet.pt": 5}')  # a list of another program
 
     def locked(*_: object) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(doctor, "is_right", locked)
+    monkeypatch.setattr(wheels, "is_right", locked)
     found = report(root)
-    assert "not compared" in found["model 1.6"].message
+    assert "not verified" in found["model 1.6"].message
     check = found["face_landmark.tflite"]
     assert check.status == "fail" and "cannot be read (Permission denied)" in check.message
 
@@ -109,7 +109,7 @@ def test_this_machine(root: Path) -> None:
     assert described in found["device"].message
 
 
-def test_every_requirement_is_looked_at(root: Path) -> None:
+def test_every_requirement_is_checked(root: Path) -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert {line.split(">=")[0] for line in lines if not line.startswith("#")} <= set(report(root))
 
@@ -133,7 +133,7 @@ def test_old_and_missing_libraries(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["safetensors"].status == "fail"
     assert "pip install 'safetensors>=" in found["safetensors"].message
     assert found["opencv-python"] == Check("opencv-python", "ok", "4.10.0.84")
-    assert found["onnxruntime"].status == "ok"  # nobody needs it
+    assert found["onnxruntime"].status == "ok"  # optional
     assert "not installed" in found["onnxruntime"].message
 
 
@@ -160,7 +160,7 @@ def test_a_gpu_that_torch_has_no_kernels_for(root: Path, monkeypatch: pytest.Mon
     assert report(root)["device"] == Check("device", "fail", "it has compute capability 6.1; use cpu.")
 
 
-def test_little_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_free_disk_space(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=3 * 2**30))
     check = report(root)["disk"]

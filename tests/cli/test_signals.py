@@ -1,4 +1,4 @@
-"""Signals and missing standard streams: the run ends in order, and nothing is left behind."""
+"""Signals and missing standard streams: the run ends cleanly and leaves no file behind."""
 
 import math
 import os
@@ -31,8 +31,8 @@ def sync(material: Path, faces: Path, tmp_path: Path) -> list[str]:
     return ["sync", *files, *rest, f"--out={tmp_path / 'out.mp4'}"]
 
 
-def interrupted(number: int, lost: bool) -> Callable[..., None]:
-    """Stands for `denoise`; `lost`: somebody swallows the exception, and another error follows."""
+def interrupt_with(number: int, lost: bool) -> Callable[..., None]:
+    """Return a replacement of `denoise`; `lost`: the exception is swallowed, and another error follows."""
 
     def denoise(*_: object, **__: object) -> None:
         try:
@@ -48,7 +48,7 @@ def interrupted(number: int, lost: bool) -> Callable[..., None]:
 @needs_posix
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_every_signal_stops_the_run_and_leaves_nothing(
+def test_every_signal_stops_the_run_and_leaves_no_file(
     sync: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -58,7 +58,7 @@ def test_every_signal_stops_the_run_and_leaves_nothing(
 ) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    monkeypatch.setattr(DENOISE, interrupted(number, lost))
+    monkeypatch.setattr(DENOISE, interrupt_with(number, lost))
     assert main(sync) == 128 + number
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == "latentsync-memsafe: cancelled; no output was written.\n"
@@ -67,8 +67,8 @@ def test_every_signal_stops_the_run_and_leaves_nothing(
 
 
 @needs_posix
-@pytest.mark.parametrize("share", [0.01, 0.9])  # in the head of the file; when the first frames are out
-def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
+@pytest.mark.parametrize("share", [0.01, 0.9])  # inside the file's header; after the first frames
+def test_a_signal_stops_a_run_that_waits_for_a_pipe(
     sync: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -78,14 +78,14 @@ def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
     pipe, left, since = tmp_path / "pipe", threading.Event(), [math.inf]
     read = PipeReader.read
 
-    def noted(reader: PipeReader, size: int) -> bytes:
+    def note_read(reader: PipeReader, size: int) -> bytes:
         since[0] = time.monotonic()
         try:
             return read(reader, size)
         finally:
             since[0] = math.inf
 
-    monkeypatch.setattr(PipeReader, "read", noted)
+    monkeypatch.setattr(PipeReader, "read", note_read)
     clip = make_clip(tmp_path / "clip.mkv", 150, size=(96, 80), gop_size=4).read_bytes()
     os.mkfifo(pipe)
 
@@ -93,17 +93,16 @@ def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
         with pipe.open("wb", buffering=0) as file:
             file.write(clip[: int(len(clip) * share)])
             while time.monotonic() - since[0] < 0.4 and not left.wait(0.05):
-                pass  # until a read waits for us
+                pass  # until a read is waiting for data
             if not left.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
-                left.wait(20)
+                left.wait(60)
 
     writer = threading.Thread(target=write)
     writer.start()
-    begin = time.monotonic()
     try:
         assert main([*sync, f"--video={pipe}", "--length=video"]) == 128 + signal.SIGTERM
-        assert time.monotonic() - begin < 15
+        assert writer.is_alive()  # the run did not wait for the pipe's writer
     finally:
         left.set()
         writer.join()
@@ -114,16 +113,13 @@ def test_a_pipe_whose_writer_stalls_does_not_hold_the_run(
 def test_a_lost_signal_stops_the_run_at_the_next_stage(
     sync: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentsync_memsafe.latentsync import validation as inputs
+    from latentsync_memsafe.latentsync.cli import sync as sync_command
 
-    check = inputs.preflight
-
-    def preflight(*given: object) -> None:
-        check(*given)
+    def lose_signal(*_: object) -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(inputs, "preflight", preflight)
+    monkeypatch.setattr(sync_command, "check_report", lose_signal)
     assert main(sync) == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -152,6 +148,7 @@ def test_a_process_without_standard_streams_works(
 
 
 @needs_posix
+@pytest.mark.slow
 def test_output_that_cannot_be_printed() -> None:
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for command, status, error in (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync.cli import main, train
-from latentsync_memsafe.latentsync.cli.device import add_device_options
+from latentsync_memsafe.latentsync.cli.options import add_device_options
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.training.clips import read_folder

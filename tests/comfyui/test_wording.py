@@ -18,7 +18,7 @@ from latentsync_memsafe.latentsync.weights.checkpoints import COMMAND, find_face
 from support.fake_comfy import install
 from support.paths import ROOT
 
-NOT_IN_COMFYUI = {"cli", "training", "demo", "doctor.py"}
+NOT_IN_COMFYUI = {"cli", "training", "demo.py"}
 COMMAND_LINE = re.compile(r"latentsync-memsafe|(?<![\w-])--[a-z]|same command|\blength=")
 
 

@@ -1,4 +1,4 @@
-"""Options are checked once, when they are made."""
+"""Options and model configs are checked when they are made."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_frame_rates_are_exact(given: object, exact: Fraction) -> None:
 
 
 @pytest.mark.parametrize("given", [0, -25, 1000, "fast", "1/0", float("nan"), float("inf"), None, [25]])
-def test_impossible_frame_rates_are_refused(given: object) -> None:
+def test_frame_rates_out_of_range_are_refused(given: object) -> None:
     with pytest.raises(InputError, match="fps"):
         as_fps(given)
 
@@ -55,19 +55,19 @@ def test_impossible_frame_rates_are_refused(given: object) -> None:
         {"missing_face": "invent"},
     ],
 )
-def test_values_out_of_range_are_named(wrong: dict[str, object]) -> None:
+def test_options_out_of_range_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         SyncOptions(**wrong)
 
 
-def test_choices_come_as_words_and_numbers_from_numpy() -> None:
+def test_choices_may_be_strings_and_numbers_may_be_numpy_numbers() -> None:
     options = SyncOptions(extend="loop", seed=np.int64(7), steps=np.int32(3), guidance=np.float32(2))
     assert options.extend is Extend.LOOP
     assert type(options.seed) is int and options.seed == 7 and type(options.steps) is int
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "unknown: 1", "\x00"])
-def test_a_config_file_of_something_else_is_named(text: str, tmp_path) -> None:
+def test_a_file_that_is_no_config_is_named(text: str, tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.yaml"):
@@ -82,22 +82,22 @@ def test_a_config_file_of_something_else_is_named(text: str, tmp_path) -> None:
         ("resolution: abc", "resolution"),
         ("resolution: 100", "resolution"),
         ("num_frames: -1", "num_frames"),
-        ("num_frames: 30", "1 to 24"),  # more than the networks have positions for
+        ("num_frames: 30", "1 to 24"),  # more than the number of positions
         ("unet: [1, 2]", "unet"),
         ("unet: {motion_module_kwargs: 3}", "motion_module_kwargs"),
         ("unet: {block_out_channels: [64, many]}", "block_out_channels"),
-        ("unet: {norm_eps: 1e-5}", "norm_eps"),  # a word to YAML, for want of a point
+        ("unet: {norm_eps: 1e-5}", "norm_eps"),  # YAML reads a number without a decimal point as a string
         ("audio_encoder: {n_mels: -80}", "n_mels"),
     ],
 )
-def test_values_of_a_config_file_that_cannot_be_are_named(text: str, word: str, tmp_path: Path) -> None:
+def test_invalid_values_of_a_config_file_are_named(text: str, word: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=rf"config\.yaml.*{word}"):
         ModelConfig.from_yaml(path)
 
 
-def test_a_config_file_may_leave_things_out_and_the_quotes_of_its_name(tmp_path: Path) -> None:
+def test_a_config_file_may_omit_keys_and_the_quotes_of_its_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "name: 1.5\nresolution:\nnum_frames: 30\n"

@@ -1,10 +1,8 @@
-"""The demo: a portrait under a moving camera speaks, from one command without a video."""
+"""The demo: one command animates a portrait under a moving camera, without an input video."""
 
 import builtins
 import json
 import re
-import subprocess
-import sys
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -25,7 +23,6 @@ from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.video import FrameSource
 
 from support.media import decoded_sound, make_clip, make_sound, tone
-from support.paths import ROOT
 from support.portrait import ASTRONAUTS_FACE, moving_portrait, write_tones
 
 
@@ -45,15 +42,15 @@ def command(material: Path, audio: Path, **changes: object) -> list[str]:
 # The camera
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     photo=st.tuples(st.integers(80, 3000), st.integers(80, 3000)),
     size=st.sampled_from([(512, 512), (640, 360), (270, 480)]),
     face=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0.05, 1.0)),
     seconds=st.floats(0, 36_000),
 )
-def test_the_face_stays_in_the_picture_at_any_time(photo, size, face, seconds) -> None:
-    """Any photo, any place and size of the face in it, up to ten hours later."""
+def test_the_face_is_inside_every_frame(photo, size, face, seconds) -> None:
+    """For any photo, any position and size of the face, and any time up to ten hours."""
     height = face[2] * min(photo)
     x, y = face[0] * photo[0], face[1] * photo[1]
     box = (x - 0.375 * height, y - height / 2, x + 0.375 * height, y + height / 2)
@@ -62,14 +59,14 @@ def test_the_face_stays_in_the_picture_at_any_time(photo, size, face, seconds) -
     assert (shown >= -0.5 - 1e-6).all() and (shown <= np.array(size) - 0.5 + 1e-6).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     photo=st.tuples(st.integers(400, 3000), st.integers(400, 3000)),
     size=st.sampled_from([(512, 512), (640, 360), (270, 480)]),
     height=st.floats(40, 110),
     seconds=st.floats(0, 36_000),
 )
-def test_a_face_amid_the_photo_is_shown_large_and_nothing_beyond_the_photo(
+def test_a_face_in_the_middle_of_the_photo_is_large_and_nothing_beyond_the_photo_is_visible(
     photo, size, height, seconds
 ) -> None:
     x, y = photo[0] / 2, photo[1] / 2
@@ -83,16 +80,16 @@ def test_a_face_amid_the_photo_is_shown_large_and_nothing_beyond_the_photo(
     assert zoom * height > 0.3 * min(size)
 
 
-def test_the_camera_moves_all_the_time_but_gently() -> None:
-    """No step of the face above 1.5 px a frame of 512, no jerk; it wanders by more than 10 px and turns."""
+def test_the_camera_moves_continuously_and_smoothly() -> None:
+    """In frames of 512 px the face moves less than 1.5 px per frame, more than 10 px in all, and it rotates."""
     source = moving_portrait()
     paths = np.stack([corners(ASTRONAUTS_FACE) @ source.matrix(k).T for k in range(1500)])
     steps = np.linalg.norm(np.diff(paths, axis=0), axis=-1)
     assert steps.max() < 1.5 and steps.mean() > 0.2
     assert np.linalg.norm(np.diff(paths, 2, axis=0), axis=-1).max() < 0.08
     assert (np.ptp(paths, axis=0) > 10).all()
-    turns = [np.degrees(np.arctan2(*source.matrix(k)[::-1, 0])) for k in range(1500)]
-    assert 1 < max(turns) < 3 and -3 < min(turns) < -1
+    angles = [np.degrees(np.arctan2(*source.matrix(k)[::-1, 0])) for k in range(1500)]
+    assert 1 < max(angles) < 3 and -3 < min(angles) < -1
 
 
 def test_a_frame_depends_on_its_number_only() -> None:
@@ -105,15 +102,15 @@ def test_a_frame_depends_on_its_number_only() -> None:
     np.testing.assert_array_equal(np.stack(endless.read(5, 8)), np.stack(first[5:]))
     assert first[0].shape == (512, 512, 3) and first[0].dtype == np.uint8
     assert (first[0] != first[7]).any()
-    first[0][:] = 0  # painting on a frame must not reach the photo
+    first[0][:] = 0  # changing a frame must not change the photo
     assert next(endless.frames()).any()
     faster = MovingPhoto(astronaut(), ASTRONAUTS_FACE, fps=Fraction(50))
     np.testing.assert_allclose(faster.matrix(14), endless.matrix(7))
 
 
 @pytest.mark.parametrize("enlarged", [1, 6])
-def test_the_matrix_says_where_the_photo_is_seen(enlarged: int) -> None:
-    """Also of a large photo, which is shrunk first: a dot appears where the matrix puts it."""
+def test_the_matrix_maps_the_photo_to_the_frame(enlarged: int) -> None:
+    """A dot appears where the matrix maps it; also for a large photo, which is scaled down first."""
     photo = np.zeros((400 * enlarged, 400 * enlarged, 3), np.uint8)
     x, y = 190 * enlarged, 230 * enlarged
     photo[y - 4 * enlarged : y + 5 * enlarged, x - 4 * enlarged : x + 5 * enlarged] = 255
@@ -127,7 +124,7 @@ def test_the_matrix_says_where_the_photo_is_seen(enlarged: int) -> None:
         np.testing.assert_allclose(found, source.matrix(k) @ middle, atol=0.1)
 
 
-def test_the_detector_finds_the_face_where_the_camera_shows_it(faces: Path) -> None:
+def test_the_detector_finds_the_face_where_the_matrix_maps_it(faces: Path) -> None:
     source = moving_portrait()
     detector = load_detector(faces)
     for k in (0, 61, 122, 983):
@@ -141,8 +138,8 @@ def test_the_detector_finds_the_face_where_the_camera_shows_it(faces: Path) -> N
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photo_is_turned_as_its_camera_was(orientation: int, tmp_path: Path) -> None:
-    """EXIF orientation n stands for: turn the stored picture so many quarters clockwise to see it upright."""
+def test_a_photo_is_rotated_by_its_exif_orientation(orientation: int, tmp_path: Path) -> None:
+    """EXIF orientation n: number of clockwise quarter turns that make the stored image upright."""
     from PIL import Image
 
     upright = Image.fromarray(astronaut()[:400])
@@ -155,7 +152,7 @@ def test_a_photo_is_turned_as_its_camera_was(orientation: int, tmp_path: Path) -
     assert np.abs(photo.astype(int) - np.asarray(upright)).mean() < 4
 
 
-def test_a_video_is_no_photo(tmp_path: Path) -> None:
+def test_a_video_is_refused_as_a_photo(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="expected an image"):
         read_photo(make_clip(tmp_path / "clip.mp4", 3))
 
@@ -164,12 +161,12 @@ def test_a_video_is_no_photo(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("faces")
-def test_the_demo_writes_a_clip_that_speaks_and_says_what_it_did(
+def test_the_demo_writes_a_lip_synced_video_and_prints_plan_and_timings(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sound = make_sound(tmp_path / "tone.wav", tone(0.5, 16_000), "pcm_s16le", 16_000)
+    audio = make_sound(tmp_path / "tone.wav", tone(0.5, 16_000), "pcm_s16le", 16_000)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "spoken_sentence", lambda: sound)
+    monkeypatch.setattr(demo, "spoken_sentence", lambda: audio)
     assert main(command(material, None, report="numbers/report.json")) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{OUT}: 12 frames at 25 fps, 0.48 s")
@@ -190,12 +187,12 @@ def test_the_demo_writes_a_clip_that_speaks_and_says_what_it_did(
         "write",
     }
     with av.open(str(OUT)) as container:
-        picture = container.streams.video[0]
-        assert (picture.width, picture.height, picture.average_rate) == (512, 512, 25)
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (512, 512, 25)
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(shown) == 12
-    np.testing.assert_array_equal(decoded_sound(OUT), decoded_sound(sound))
-    # The astronaut's forehead where the camera has it, and no longer her mouth (here: coloured noise).
+    np.testing.assert_array_equal(decoded_sound(OUT), decoded_sound(audio))
+    # The forehead is unchanged, and the mouth is generated (here: coloured noise).
     for k, (frame, original) in enumerate(zip(shown, moving_portrait().read(0, 12), strict=True)):
         change = np.abs(frame.astype(int) - original).mean(-1)
         x0, y0, x1, y1 = (round(v) for v in face_in(k))
@@ -214,14 +211,14 @@ def face_in(number: int) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("faces")
-def test_a_photo_of_the_users_own_speaks(
+def test_a_photo_of_the_user_is_animated(
     material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = cv2.resize(astronaut()[:, ::-1, ::-1], None, fx=3, fy=3)
     cv2.imwrite(str(tmp_path / "my face.jpg"), photo)
-    sound = write_tones(tmp_path / "tones.wav", 0.2)
+    audio = write_tones(tmp_path / "tones.wav", 0.2)
     out = tmp_path / "new" / "folder" / "mine.mkv"
-    assert main(command(material, sound, photo=tmp_path / "my face.jpg", out=out, quiet=None)) == 0
+    assert main(command(material, audio, photo=tmp_path / "my face.jpg", out=out, quiet=None)) == 0
     assert str(out) in capsys.readouterr().out
     with av.open(str(out)) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -237,7 +234,7 @@ def no_face(folder: Path) -> Path:
 
 
 def text(folder: Path) -> Path:
-    (folder / "text.png").write_text("not a picture\n" * 50)
+    (folder / "text.png").write_text("not an image\n" * 50)
     return folder / "text.png"
 
 
@@ -249,7 +246,7 @@ def empty(folder: Path) -> Path:
 BAD = {
     "photo missing": ("photo", lambda tmp: tmp / "none.jpg", "none.jpg"),
     "photo is text": ("photo", text, "text.png"),
-    "photo is sound": ("photo", lambda tmp: write_tones(tmp / "tones.wav", 0.2), "tones.wav"),
+    "photo is audio": ("photo", lambda tmp: write_tones(tmp / "tones.wav", 0.2), "tones.wav"),
     "photo is a video": ("photo", lambda tmp: make_clip(tmp / "clip.mp4", 3), "expected an image"),
     "photo without a face": ("photo", no_face, "No face was found in"),
     "photo is the output": (
@@ -257,18 +254,18 @@ BAD = {
         lambda tmp: make_clip(tmp / "out.mp4", 1, size=(96, 96)),
         "also an input",
     ),
-    "sound missing": ("audio", lambda tmp: tmp / "none.wav", "none.wav"),
-    "sound empty": ("audio", empty, "empty.wav"),
-    "sound is a picture": ("audio", no_face, "grey.png"),
-    "no steps": ("steps", lambda tmp: 0, "steps"),
+    "audio missing": ("audio", lambda tmp: tmp / "none.wav", "none.wav"),
+    "audio empty": ("audio", empty, "empty.wav"),
+    "audio is an image": ("audio", no_face, "grey.png"),
+    "steps zero": ("steps", lambda tmp: 0, "steps"),
     "model missing": ("model", lambda tmp: tmp / "no model", "no model"),
-    "output is a picture": ("out", lambda tmp: tmp / "out.png", ".mp4"),
+    "output is an image": ("out", lambda tmp: tmp / "out.png", ".mp4"),
 }
 
 
 @pytest.mark.usefixtures("faces")
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_line_and_leaves_nothing(
+def test_bad_input_gives_one_line_and_leaves_no_file(
     case: str, material: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     option, make, word = BAD[case]
@@ -281,15 +278,15 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert sorted((path, path.stat().st_size) for path in tmp_path.rglob("*")) == before
 
 
-def test_what_is_missing_is_named(
+def test_missing_parts_of_the_installation_are_named(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """scikit-image, the sentence, and the face models."""
-    sound = write_tones(tmp_path / "tones.wav", 0.2)
+    audio = write_tones(tmp_path / "tones.wav", 0.2)
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path / "nothing"))
-    assert main(command(material, sound)) == 2
+    assert main(command(material, audio)) == 2
     assert "run: latentsync-memsafe download faces" in capsys.readouterr().err
-    monkeypatch.setattr(demo.material, "PACKAGE", tmp_path)
+    monkeypatch.setattr(demo, "PACKAGE", tmp_path)
     assert main(command(material, None)) == 2
     message = capsys.readouterr().err
     assert "demo_speech.flac" in message and "--audio" in message
@@ -301,18 +298,6 @@ def test_what_is_missing_is_named(
         return true_import(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_skimage)
-    assert main(command(material, sound)) == 2
+    assert main(command(material, audio)) == 2
     message = capsys.readouterr().err
     assert "pip install scikit-image" in message and "--photo" in message
-
-
-def test_every_option_of_the_help_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    answer = subprocess.run(
-        [sys.executable, "-m", "latentsync_memsafe.latentsync.cli", "demo", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    options = {word.strip(",[]") for word in answer.stdout.split() if word.strip("[").startswith("--")}
-    assert "--photo" in options and not [o for o in options - {"--help"} if o not in readme]

@@ -16,7 +16,8 @@ import torch
 from latentsync_memsafe.latentsync import LipSyncPipeline, Report, SyncOptions, pipeline
 from latentsync_memsafe.latentsync.video import StreamSource, replay
 from latentsync_memsafe.latentsync.video.output_buffer import OutputBuffer
-from latentsync_memsafe.memsafe import LatentCache, Runtime, guard, plan_for, probe
+from latentsync_memsafe.memsafe import LatentCache, Runtime, plan_for, probe
+from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.storage.frame_pool import FramePool, Level
 
 from support.portrait import tones
@@ -88,7 +89,7 @@ def test_output_frames_wait_warm_and_move_down_when_ram_is_short(
         (3 * frames[0].nbytes, 1, {Level.WARM, Level.COLD}),
         (2**28, 1, {Level.WARM, Level.FROZEN}),
     ):
-        monkeypatch.setattr(guard, "available_ram", lambda free=free: free)
+        monkeypatch.setattr(memory, "available_ram", lambda free=free: free)
         monkeypatch.setattr(pipeline, "SPILLED", spilled)
         with OutputBuffer(tmp_path) as buffer, watched_levels(monkeypatch) as most:
             speaker().run(frames, speech(FRAMES), out, QUICK, collector=buffer, scratch=tmp_path)

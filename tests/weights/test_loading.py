@@ -15,12 +15,12 @@ from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.weights import loading
 from latentsync_memsafe.latentsync.weights.files import assign_weights, read_state_dict
 from latentsync_memsafe.latentsync.weights.loading import (
-    folder_config,
     load_audio_encoder,
     load_models,
     load_unet,
     load_vae,
 )
+from latentsync_memsafe.latentsync.weights.model_files import folder_config
 from latentsync_memsafe.latentsync.weights.names import describe, rename_vae
 
 from support.paths import reference

@@ -1,4 +1,4 @@
-"""The photo and the sentence: those that come along, or the user's."""
+"""Inputs of the demo: a portrait, the face to animate in it, and a spoken sentence."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FaceError, InputError, VideoError
-from ..faces.detect import Face, FaceDetector
-from ..video import open_video
-from ..weights.checkpoints import PACKAGE
+from .errors import FaceError, InputError, VideoError
+from .faces.detect import Face, FaceDetector
+from .video import open_video
+from .video.moving_photo import MovingPhoto
+from .weights.checkpoints import PACKAGE
+
+__all__ = ["MovingPhoto", "astronaut", "largest_face", "read_photo", "spoken_sentence"]
 
 SENTENCE = Path("assets") / "demo_speech.flac"  # below the package
 
 
 def astronaut() -> np.ndarray:
-    """Eileen Collins, as scikit-image ships her: uint8 [512, 512, 3] RGB, by NASA, in the public domain.
+    """Return scikit-image's portrait of Eileen Collins, by NASA, public domain: uint8 [512, 512, 3] RGB.
 
     Raises InputError without scikit-image.
     """
@@ -30,16 +33,16 @@ def astronaut() -> np.ndarray:
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """An image file upright, uint8 [h, w, 3] RGB; raises VideoError for anything else."""
+    """Read an image file, upright, as uint8 [h, w, 3] RGB; raises VideoError for anything else."""
     with open_video(path) as source:
-        pictures = source.read(0, 2)
-    if len(pictures) != 1:
+        frames = source.read(0, 2)
+    if len(frames) != 1:
         raise VideoError(f"{path} is a video; expected an image. For a video use: latentsync-memsafe sync")
-    return pictures[0]
+    return frames[0]
 
 
 def largest_face(photo: np.ndarray, detector: FaceDetector, name: str) -> Face:
-    """The face to animate in `photo`, uint8 [h, w, 3] RGB; raises FaceError naming `name` if there is none."""
+    """Return the largest face of `photo`, uint8 [h, w, 3] RGB; raises FaceError naming `name` if there is none."""
     faces = detector.detect(photo[None])[0]
     if not faces:
         raise FaceError(
@@ -50,7 +53,7 @@ def largest_face(photo: np.ndarray, detector: FaceDetector, name: str) -> Face:
 
 
 def spoken_sentence() -> Path:
-    """The sound file that comes along; raises InputError if it does not."""
+    """Return the audio file that ships with the package; raises InputError if it is missing."""
     path = PACKAGE / SENTENCE
     if not path.is_file():
         raise InputError(
