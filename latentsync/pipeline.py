@@ -22,7 +22,7 @@ from ..memsafe.threads import Drain, prefetch
 from .audio import AudioSource, FeatureStream, open_audio
 from .compositing import FrameMask, MaskedGenerator
 from .config import Extend, Length, SyncOptions
-from .errors import AudioError, FaceError
+from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
 from .faces.detect import Face
 from .faces.locate import FaceLocator, LocatedFrame
@@ -297,7 +297,8 @@ class LipSyncPipeline:
         if total < 1:
             raise AudioError(
                 f"The sound lasts {float(features.duration):.4f} s, less than one frame at "
-                f"{float(source.fps):.3f} fps; give a longer sound, or length=video."
+                f"{float(source.fps):.3f} fps; give a longer sound.",
+                remedies=(Remedy.USE_VIDEO_LENGTH,),
             )
         return total
 

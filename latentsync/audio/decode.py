@@ -42,7 +42,7 @@ class FileAudio:
         self._loud = LoudWarning(str(path))
         _check_file(path)
         if next(self.pcm(), None) is None:
-            raise AudioError(f"{path} has a sound stream without samples; give --audio a file with sound.")
+            raise AudioError(f"{path} has a sound stream without samples; give a file with sound.")
 
     @property
     def duration(self) -> Fraction:
@@ -99,7 +99,7 @@ class FileAudio:
             raise AudioError(f"{self.path} is not a readable media file ({reason}).") from None
         with container:
             if not container.streams.audio:
-                raise AudioError(f"{self.path} has no sound; give --audio a file with sound.")
+                raise AudioError(f"{self.path} has no sound; give a file with sound.")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
                 raise AudioError(f"{self.path} has sound of an unknown format; convert it to WAV.")

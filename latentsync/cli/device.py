@@ -58,11 +58,12 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
 
     limit = arguments.vram_limit_gb
     if limit is not None and not 0 < limit < 10_000:
-        raise InputError(f"vram-limit-gb is {limit}; expected a number of GiB above 0.")
+        raise InputError(f"is {limit}; expected a number of GiB above 0.", options=("vram_limit_gb",))
     weight = getattr(arguments, "lip_weight", None)
     if weight is not None and not 0 < weight <= 100:
         raise InputError(
-            f"lip-weight is {weight}; expected a number above 0, at most 100 (1: the trained model)."
+            f"is {weight}; expected a number above 0, at most 100 (1: the trained model).",
+            options=("lip_weight",),
         )
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     try:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..weights.checkpoints import (
-    COMMAND,
     FACE_FILES,
     MODEL_FILES,
     PACKAGE,
@@ -23,6 +22,7 @@ from ..weights.checkpoints import (
 )
 from ..weights.verified import is_verified
 from ..weights.wheels import is_right
+from .wording import COMMAND
 
 DISTRIBUTION = "latentsync-memsafe"
 GIB = 2**30

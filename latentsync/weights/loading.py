@@ -243,7 +243,9 @@ def find_vae(folder: Path) -> Path:
         return _first(find_vae_folder(), VAE_FILES, "The VAE")
     except CheckpointError as error:
         places = f"{folder / 'vae'}, {folder / 'vae.safetensors'}, {beside}"
-        raise CheckpointError(f"The VAE is missing: found none of {places}. {error}") from None
+        raise CheckpointError(
+            f"The VAE is missing: found none of {places}. {error.message}", remedies=error.remedies
+        ) from None
 
 
 def _audio_dims(path: Path, content: Mapping[str, Any]) -> Mapping[str, int]:

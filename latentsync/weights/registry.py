@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Remedy
 from .checkpoints import FACE_FILES, MODEL_FILES, PACKAGE, find_model_folder
 from .loading import UNET_FILES, WEIGHT_SUFFIXES
 
@@ -62,6 +62,7 @@ def find_faces(roots: Sequence[Path]) -> Path:
         if all((root / file.relative).is_file() for file in FACE_FILES):
             return root / "faces"
     raise CheckpointError(
-        f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; put them there "
-        "(checkpoints/README.md of this pack says where they come from)."
+        f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; "
+        "checkpoints/README.md says where they come from.",
+        remedies=(Remedy.DOWNLOAD_FACES,),
     )

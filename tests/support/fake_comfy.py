@@ -14,20 +14,11 @@ import torch
 from torch import nn
 
 PACK = "latentsync_memsafe"
-NODE_MODULES = {
-    "nodes": "nodes",
-    "media_nodes": "latentsync.comfyui.media_nodes",
-    "comfy_files": "latentsync.comfyui.files",
-    "comfy_host": "latentsync.comfyui.host",
-    "comfy_models": "latentsync.comfyui.models",
-    "comfy_results": "latentsync.comfyui.outputs",
-    "comfy_sync": "latentsync.comfyui.sync",
-    "comfy_video": "latentsync.comfyui.video",
-    "sync_inputs": "latentsync.comfyui.sync_inputs",
-}
+ADAPTER = ("host", "inputs", "media", "models", "outputs", "sync", "validation", "video", "wording")
+NODE_MODULES = {"nodes": "nodes", **{name: f"latentsync.comfyui.{name}" for name in ADAPTER}}
 
 
-# Node 7 is the one that runs; another one shows its images.
+# Node 7 is the one that is executed; node 8 shows its images.
 PROMPT = {"7": {"inputs": {}}, "8": {"inputs": {"images": ["7", 0]}}}
 
 

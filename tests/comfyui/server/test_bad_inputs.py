@@ -36,7 +36,7 @@ def with_images(image: str, **extra: dict) -> Prompt:
 
 def test_no_face(comfy: Server) -> None:
     message = failure(comfy, sync_prompt("faceless.mp4", missing_face="error"))
-    assert re.search("No usable face in frame 0 .*missing_face=keep", message)
+    assert re.search("No usable face in frame 0 .*Set missing_face to keep", message)
 
 
 def test_empty_audio(comfy: Server) -> None:
@@ -59,9 +59,8 @@ def test_missing_checkpoint_names_files_and_folder(comfy: Server) -> None:
     prompt = sync_prompt(model=["6", 0])
     prompt["6"] = loader("1.5")
     message = failure(comfy, prompt)
-    assert "latentsync_unet.pt; choose checkpoint 1.5 and auto_download in the LatentSync Model Loader" in (
-        message.replace(f", {comfy.base / 'models/latentsync/1.5/whisper/tiny.pt'}", "")
-    )
+    assert "latentsync_unet.pt" in message
+    assert message.endswith("Choose checkpoint 1.5 and auto_download in the LatentSync Model Loader node.")
 
 
 def test_half_a_checkpoint_is_not_replaced_by_the_demo(comfy: Server) -> None:
@@ -95,7 +94,7 @@ def test_null_and_a_point_outside_are_named_as_in_the_node(comfy: Server) -> Non
     assert failure(comfy, sync_prompt(memory_mode=None)).startswith("memory_mode is None; expected one of: ")
     outside = sync_prompt(face_selection="position", face_x=5000, face_y=10)
     assert failure(comfy, outside).startswith(
-        "face_x and face_y are (5000, 10), outside the video of 320x320;"
+        "face_x and face_y must be pixel coordinates inside the video of 320x320; got (5000, 10)."
     )
 
 
