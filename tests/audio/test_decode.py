@@ -212,7 +212,7 @@ def test_files_that_are_no_sound(tmp_path):
         video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
         container.mux(video.encode(None))
-    assert message(silent).endswith("has no sound; give --audio a file with sound.")
+    assert message(silent).endswith("has no sound; give a file with sound.")
     header = write(tmp_path / "a.wav", "pcm_s16le", sweep(16000)[None], 16000).read_bytes()[:78]
     (tmp_path / "header.wav").write_bytes(header)
     assert "without samples" in message(tmp_path / "header.wav")

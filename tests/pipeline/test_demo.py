@@ -288,7 +288,7 @@ def test_what_is_missing_is_named(
     sound = write_tones(tmp_path / "tones.wav", 0.2)
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path / "nothing"))
     assert main(command(material, sound)) == 2
-    assert "run: latentsync-memsafe download faces" in capsys.readouterr().err
+    assert "Run: latentsync-memsafe download faces" in capsys.readouterr().err
     monkeypatch.setattr(demo.material, "PACKAGE", tmp_path)
     assert main(command(material, None)) == 2
     message = capsys.readouterr().err
