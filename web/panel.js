@@ -1,4 +1,4 @@
-// The live panel of a LatentSync node: plain DOM, no knowledge of ComfyUI.
+// The live panel of a LatentSync node: plain DOM, independent of ComfyUI.
 
 const TEXTS = {
   en: {
@@ -37,7 +37,7 @@ const STYLE = `
 .latentsync-panel [hidden] { display: none; }
 `;
 
-const ENOUGH = 0.92; // a memory bar changes colour above this share
+const ENOUGH = 0.92; // a memory bar changes colour above this fraction
 const SHOWN_RANGES = 4;
 
 export function gigabytes(bytes) {
@@ -52,7 +52,7 @@ export function clock(seconds) {
 }
 
 export function ranges(skipped) {
-  // Ranges end before `stop`; people count to the last frame.
+  // A range excludes `stop`; show its last frame.
   const shown = skipped.slice(0, SHOWN_RANGES).map(([start, stop]) =>
     stop - start > 1 ? `${start}–${stop - 1}` : `${start}`);
   return shown.join(", ") + (skipped.length > SHOWN_RANGES ? ", …" : "");

@@ -127,7 +127,7 @@ def images_connected() -> bool:
 
 
 def images_unwanted(output_mode: str) -> str:
-    """Return why the sync node is not to return images, or "" if it is to return them."""
+    """Return the reason why the sync node returns no images, or "" if it returns them."""
     if output_mode == "video_file":
         return (
             "LatentSync returns no images with output_mode video_file; use its video or video_path output, or "
@@ -142,7 +142,7 @@ def images_unwanted(output_mode: str) -> str:
 
 
 def images_too_large(output_mode: str, source: FrameSource, count: int, run_bytes: int) -> str:
-    """Return why `count` frames do not fit into free memory as images, or "" if they do.
+    """Return the reason why `count` frames do not fit into free memory as images, or "" if they do.
 
     run_bytes: memory that the run itself still has to allocate. Raises InputError if output_mode is frames.
     """

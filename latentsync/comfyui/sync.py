@@ -69,19 +69,19 @@ def sync(
     mode, region = settings["output_mode"], None if mask is None else mask.float().cpu().numpy()
     draft = Draft(io.FolderType.temp if mode == "frames" else io.FolderType.output, PREFIX, ".mp4")
     preflight(frames, samples, draft.path, options, region)
-    name, warnings = (None, list[str]()) if model is not None else _default(settings["allow_demo"])
+    name, warnings = _default(settings["allow_demo"]) if model is None else (model.bundle.config.name, [])
     # Before a model is loaded, so that frames that cannot fit are refused at once.
     blocked = images_unwanted(mode) or images_too_large(
         mode, frames, round(source.duration * frames.fps), _run_bytes(model, name, frames, source, settings)
     )
     report, scratch = Report(), temporary_folder()
+    host = ComfyHost(hidden.unique_id, report)
+    if model is None:
+        gc.collect()  # the model that an earlier run loaded for itself may still be in memory
+        model = load_model(name)
+    runtime = _runtime(settings, model, host)
+    host.begin(model, runtime, warnings)
     with FrameCollector(scratch) as collector:
-        host = ComfyHost(hidden.unique_id, report)
-        if model is None:
-            gc.collect()  # the model that an earlier run loaded for itself may still be in memory
-            model = load_model(str(name))
-        runtime = _runtime(settings, model, host)
-        host.begin(model, runtime, warnings)
         LipSyncPipeline(model.bundle, runtime, model.latents).run(
             frames,
             samples,
@@ -94,12 +94,12 @@ def sync(
             metadata=workflow_metadata(hidden),
         )
         path, saved = draft.publish()
+        clip = open_clip(path)
+        if mode == "frames":  # the file in temp exists as long as the VIDEO does
+            delete_with(clip, path)
         collected, blocked = (None, blocked) if blocked else collected_images(collector, path)
     host.finish(saved)
     Pace().remember_run(runtime.info, model.bundle.config, options, report)
-    clip = open_clip(path)
-    if mode == "frames":  # the file in temp exists as long as the VIDEO does
-        delete_with(clip, path)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
     return SyncResult(LazyVideo(clip), path, saved, collected, blocked, text)
 
@@ -119,7 +119,7 @@ def _frames(video: Any, images: Any, fps: float) -> FrameSource:
 
 
 def _default(allow_demo: bool) -> tuple[str, list[str]]:
-    """Return the model of a node to which none is connected, and warnings."""
+    """Return the name of the model for a node to which none is connected, and warnings."""
     name, missing = choose_default(allow_demo)
     if missing is None:
         return name, []
@@ -161,7 +161,7 @@ def _offload(model: SyncModel) -> bool | None:
 
 def _run_bytes(
     model: SyncModel | None,
-    name: str | None,
+    name: str,
     frames: FrameSource,
     source: AudioSource,
     settings: dict[str, Any],
@@ -170,7 +170,7 @@ def _run_bytes(
     weights = 0
     if model is not None:
         weights = model.shape.unet_bytes + model.shape.vae_bytes + model.shape.other_bytes
-    return max(_forecast(model, name or "1.6", frames, source, settings).ram - weights, 0)
+    return max(_forecast(model, name, frames, source, settings).ram - weights, 0)
 
 
 def _forecast(

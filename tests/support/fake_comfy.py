@@ -1,4 +1,4 @@
-"""As much of ComfyUI as the nodes touch, in memory; the real one is tested in tests/comfyui/server."""
+"""The parts of ComfyUI that the nodes use, in memory; tests/comfyui/server has the real one."""
 
 import importlib
 import sys
@@ -61,7 +61,7 @@ class Kinds:
 
 
 class Patcher:
-    """ModelPatcher: holds the weights back while unloaded, so that a network cannot be used by mistake."""
+    """ModelPatcher that removes the weights while unloaded, so that an unloaded network cannot be used."""
 
     def __init__(self, model: nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
@@ -90,7 +90,7 @@ class Patcher:
 
 
 class FakeComfy:
-    """What the nodes see, and what they did: calls of the memory management, messages, progress."""
+    """State that the nodes read, and a record of their calls: memory management, messages, progress."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""What the nodes say of inputs they cannot use, and what they make of odd ones they can."""
+"""Messages for unusable inputs, and results for unusual but usable ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_half_a_checkpoint_is_not_replaced_by_the_demo(comfy: Server) -> None:
         ("vram_limit_gb", "PrimitiveFloat", -1.0, "vram_limit_gb is -1.0; expected 0.0 to 1024.0."),
     ],
 )
-def test_a_value_over_a_link_is_held_to_the_widget(
+def test_a_value_over_a_link_must_be_in_the_widgets_range(
     comfy: Server, name: str, primitive: str, value: float, expected: str
 ) -> None:
     prompt = sync_prompt(**{name: ["9", 0]})
@@ -90,7 +90,7 @@ def test_a_value_over_a_link_is_held_to_the_widget(
     assert failure(comfy, prompt) == expected
 
 
-def test_null_and_a_point_outside_are_named_as_in_the_node(comfy: Server) -> None:
+def test_null_and_a_point_outside_are_named_by_their_widgets(comfy: Server) -> None:
     assert failure(comfy, sync_prompt(memory_mode=None)).startswith("memory_mode is None; expected one of: ")
     outside = sync_prompt(face_selection="position", face_x=5000, face_y=10)
     assert failure(comfy, outside).startswith(
@@ -101,7 +101,7 @@ def test_null_and_a_point_outside_are_named_as_in_the_node(comfy: Server) -> Non
 @pytest.mark.parametrize(
     "name", ["memory_mode", "attention_mode", "output_mode", "face_selection", "missing_face"]
 )
-def test_wrong_choice_is_refused_with_the_right_ones(comfy: Server, name: str) -> None:
+def test_unknown_choice_is_refused_with_the_known_ones(comfy: Server, name: str) -> None:
     with pytest.raises(RefusedError, match=rf"{name} is 'fastest'; expected one of: \w+"):
         comfy.run(sync_prompt(**{name: "fastest"}))
 
@@ -110,22 +110,22 @@ def test_silent_audio_runs(comfy: Server) -> None:
     assert frame_count(comfy, sync_prompt(audio="silence.wav")) == (20, 320, 320)
 
 
-def test_single_frame_stands_still_for_the_sound(comfy: Server) -> None:
+def test_single_frame_is_repeated_for_the_audio(comfy: Server) -> None:
     assert frame_count(comfy, sync_prompt("one frame.mp4")) == (20, 320, 320)
 
 
-def test_odd_sides_grow_by_one(comfy: Server) -> None:
+def test_odd_sizes_are_padded_by_one_pixel(comfy: Server) -> None:
     assert frame_count(comfy, sync_prompt("odd.mkv")) == (20, 318, 320)
 
 
-def test_four_channels_lose_their_alpha(comfy: Server) -> None:
+def test_an_alpha_channel_is_dropped(comfy: Server) -> None:
     four = node("JoinImageWithAlpha", image=["4", 0], alpha=["4", 1])
     prompt = with_images("transparent.png", **{"7": four})
     prompt["3"]["inputs"]["images"] = ["7", 0]
     assert frame_count(comfy, prompt) == (20, 320, 320)
 
 
-def test_images_are_blocked_with_a_message_where_only_a_file_was_asked_for(comfy: Server) -> None:
+def test_images_are_blocked_with_a_message_in_mode_video_file(comfy: Server) -> None:
     prompt = sync_prompt(output_mode="video_file")
     prompt["8"] = node("PreviewImage", images=["3", 0])
     assert "use its video or video_path output" in failure(comfy, prompt)

@@ -1,4 +1,4 @@
-"""Our networks under the real memory management of ComfyUI, which may take any part of them at any time."""
+"""The networks under the real memory management of ComfyUI, which may unload any part of them at any time."""
 
 import json
 import subprocess
@@ -69,7 +69,7 @@ print(json.dumps([size, said, same, trained, len(memory.current_loaded_models)])
 """
 
 
-def test_networks_are_there_when_used_whatever_was_unloaded(tmp_path: Path) -> None:
+def test_networks_are_loaded_when_used_whatever_was_unloaded(tmp_path: Path) -> None:
     found = find_comfyui()
     if found is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH to its folder, or run `make comfy`")

@@ -1,4 +1,4 @@
-"""Our VIDEO where no node of this ComfyUI looks: streams, buffers and parts, as other packs use them."""
+"""The interface of our VIDEO that only other packs use: streams, buffers and parts."""
 
 import os
 import subprocess
@@ -130,7 +130,7 @@ print("done")
 """
 
 
-def test_video_is_what_other_packs_expect(comfy: Server) -> None:
+def test_video_implements_the_interface_that_other_packs_use(comfy: Server) -> None:
     make_clip(comfy.base / "input/streamed.mp4", 30, audio=tone(1.2, channels=2))
     answer = subprocess.run(
         [comfy.python, "-c", SCRIPT, comfy.base / "custom_nodes" / PACK_FOLDER, comfy.base],
