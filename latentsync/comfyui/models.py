@@ -118,9 +118,8 @@ class SyncModel:
         if patcher is None:
             return
         needed = int(self._activations(network, plan) * MARGIN)
-        on_device = (
-            patcher.load_device.type == plan.device.type
-        )  # False once a run has fallen back to the CPU
+        # False once the run has fallen back to the CPU.
+        on_device = patcher.load_device.type == plan.device.type
         with torch.inference_mode(False):  # inference tensors could not be overwritten by the next load
             if on_device and not offloaded:
                 comfy_memory.load_models_gpu([patcher], memory_required=needed, force_full_load=True)

@@ -250,9 +250,12 @@ def test_wrong_input_gets_a_clear_message(media: Server) -> None:
         with pytest.raises(RefusedError, match=words):
             media.run(prompt)
     for prompt, words in [
-        ({"1": load("mute.mp4"), "2": save(["1", 0], audio=["1", 1])}, "The video has no sound"),
+        ({"1": load("mute.mp4"), "2": save(["1", 0], audio=["1", 1])}, "The video has no audio"),
         ({"1": load("mute.mp4", skip_first_frames=20), "2": save(["1", 0])}, "the video has 20; skip fewer"),
-        ({"1": load("mute.mp4", force_rate=0.5), "2": save(["1", 0])}, "expected 1 to 240"),
+        (
+            {"1": load("mute.mp4", force_rate=0.5), "2": save(["1", 0])},
+            "force_rate is 0.5; expected 1 to 240",
+        ),
     ]:
         assert words in media.run(prompt).error
 
@@ -293,7 +296,7 @@ def test_unusable_audio_fails_only_where_it_is_used(media: Server) -> None:
         "3": node("CreateVideo", images=["2", 0], audio=["1", 1], fps=25.0),
         "4": save(["3", 0]),
     }
-    assert "The video has no sound" in media.run(prompt).error
+    assert "The video has no audio" in media.run(prompt).error
     prompt["5"] = load("pcm.mov", frame_load_cap=20)
     prompt["4"]["inputs"]["audio"] = ["5", 1]
     assert decoded_sound(saved(media, prompt, "4")).shape == (2, 20 * 1764)
