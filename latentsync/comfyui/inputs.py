@@ -103,6 +103,7 @@ def _sampling() -> list[Any]:
             default=1247,
             min=0,
             max=LARGEST_SEED,
+            control_after_generate=False,  # its widget would shift the values of saved workflows
             tooltip="Random seed. The same seed gives the same video.",
         ),
         lips_expression(

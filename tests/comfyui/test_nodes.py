@@ -93,6 +93,12 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def test_the_seed_has_no_second_widget(comfy: Any) -> None:
+    """Saved workflows hold values by position, and a control after generation would take one."""
+    widgets = {widget.id: widget for widget in comfy[1].nodes.LatentSync16MEMSAFE.define_schema().inputs}
+    assert widgets["seed"].settings["control_after_generate"] is False
+
+
 def test_the_loader_refuses_unknown_choices(comfy: Any) -> None:
     loader = comfy[1].nodes.LatentSyncModelLoader
     assert loader.validate_inputs(checkpoint="demo", precision=None, offload="auto") is True
