@@ -1,52 +1,42 @@
-"""The sync nodes: what they are called, what can be set, and who does the work."""
+"""All nodes of this pack: names, inputs, outputs, and one call into `latentsync.comfyui` each."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from typing import Any
 
-from comfy_api.latest import ComfyExtension, io, ui
+try:
+    from comfy_api.latest import ComfyExtension, io, ui
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "comfy_api":
+        raise
+    raise ImportError(
+        "The LatentSync nodes need ComfyUI 0.3.64 or newer: its package comfy_api.latest is not there. Outside "
+        "ComfyUI use latentsync_memsafe.latentsync.LipSyncPipeline or the command latentsync-memsafe."
+    ) from error
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from .latentsync.comfyui.host import ComfyHost, errors_for_comfy
-from .latentsync.comfyui.media_nodes import CATEGORY, MEDIA_NODES
-from .latentsync.comfyui.models import (
-    PRECISIONS,
-    compute_device,
-    load_model,
-    model_roots,
-    register_model_folder,
-)
-from .latentsync.comfyui.outputs import images_wanted
-from .latentsync.comfyui.sync import foresee, sync
-from .latentsync.comfyui.sync_inputs import (
-    ATTENTION_MODES,
-    FACE_SELECTIONS,
-    MEMORY_MODES,
-    MISSING_FACES,
-    OUTPUT_MODES,
-    LatentSyncModel,
-    inference_steps,
-    lips_expression,
-    memory_mode,
-    sync_inputs,
-    vram_limit_gb,
-)
-from .latentsync.comfyui.widgets import check_choices, check_widgets
+from .latentsync.comfyui import inputs, media
+from .latentsync.comfyui.host import ComfyHost
+from .latentsync.comfyui.models import compute_device, load_model, model_roots, register_model_folder
+from .latentsync.comfyui.outputs import images_connected
+from .latentsync.comfyui.sync import plan_text, sync
+from .latentsync.comfyui.validation import check_choices, check_widgets
+from .latentsync.comfyui.wording import errors_for_comfy
 from .latentsync.report import Report
+from .latentsync.video.length import Match
 from .latentsync.weights.checkpoints import installed_models
 from .memsafe import DeviceInfo, probe
 
-OFFLOADS = {"auto": None, "always": True, "never": False}
-AS_NODE = "as in the sync node"
+CATEGORY = "LatentSync"
 
 
 class LatentSync16MEMSAFE(io.ComfyNode):
-    """A video or portrait that speaks what is heard."""
+    """Lip-sync a video or portrait to audio."""
 
     @cached_property
     def device(self) -> DeviceInfo:
-        """The GPU, or else the CPU, that ComfyUI computes on."""
+        """The device that ComfyUI computes on."""
         return probe(compute_device())
 
     @classmethod
@@ -55,16 +45,14 @@ class LatentSync16MEMSAFE(io.ComfyNode):
             node_id="LatentSync16MEMSAFE",
             display_name="LatentSync 1.6 MEMSAFE",
             category=CATEGORY,
-            description="Moves the lips in a video to a sound, with memory that does not grow with its length.",
-            inputs=sync_inputs(),
+            description="Lip-syncs a video to audio, with memory use that does not grow with the video's length.",
+            inputs=inputs.sync_inputs(),
             outputs=[
-                io.Image.Output(display_name="images", tooltip="All frames, see output_mode."),
-                io.Audio.Output(display_name="audio", tooltip="The sound as it came."),
-                io.String.Output(
-                    display_name="video_path", tooltip="The file of the result, with the sound."
-                ),
-                io.Video.Output(display_name="video", tooltip="That file, read when needed."),
-                io.String.Output(display_name="report", tooltip="What was done, in numbers, as JSON."),
+                io.Image.Output(display_name="images", tooltip="All frames; see output_mode."),
+                io.Audio.Output(display_name="audio", tooltip="The input audio, unchanged."),
+                io.String.Output(display_name="video_path", tooltip="Path of the result, with audio."),
+                io.Video.Output(display_name="video", tooltip="The result, decoded on demand."),
+                io.String.Output(display_name="report", tooltip="Figures of the run, as JSON."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -80,17 +68,18 @@ class LatentSync16MEMSAFE(io.ComfyNode):
         missing_face: str | None = None,
     ) -> bool | str:
         return check_choices(
-            memory_mode=(memory_mode, MEMORY_MODES),
-            attention_mode=(attention_mode, ATTENTION_MODES),
-            output_mode=(output_mode, OUTPUT_MODES),
-            face_selection=(face_selection, FACE_SELECTIONS),
-            missing_face=(missing_face, MISSING_FACES),
+            inputs.sync_inputs(),
+            memory_mode=memory_mode,
+            attention_mode=attention_mode,
+            output_mode=output_mode,
+            face_selection=face_selection,
+            missing_face=missing_face,
         )
 
     @classmethod
     def fingerprint_inputs(cls, output_mode: str | None = None, **_others: Any) -> bool:
-        """Whether images are called for: a result without them is no use to a node that is connected later."""
-        return output_mode not in ("video_file", "frames") and images_wanted()
+        """Return whether images are needed, because a cached result without them does not serve a node added later."""
+        return output_mode not in ("video_file", "frames") and images_connected()
 
     @classmethod
     def execute(
@@ -103,20 +92,15 @@ class LatentSync16MEMSAFE(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(sync_inputs(), settings)
-            done = sync(video, images, audio, model, mask, cls.hidden, settings)
-        return io.NodeOutput(
-            ExecutionBlocker(done.blocked) if done.images is None else done.images,
-            audio,
-            str(done.path),
-            done.video,
-            done.report,
-            ui=ui.PreviewVideo([done.saved]),
-        )
+            check_widgets(inputs.sync_inputs(), settings)
+            result = sync(video, images, audio, model, mask, cls.hidden, settings)
+        frames = ExecutionBlocker(result.blocked) if result.images is None else result.images
+        shown = ui.PreviewVideo([result.saved])
+        return io.NodeOutput(frames, audio, str(result.path), result.video, result.report, ui=shown)
 
 
 class LatentSyncModelLoader(io.ComfyNode):
-    """A model for the sync node, kept as long as ComfyUI keeps the link's value."""
+    """Load a model for sync nodes; it is kept as long as ComfyUI caches the output."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -124,43 +108,9 @@ class LatentSyncModelLoader(io.ComfyNode):
             node_id="LatentSyncModelLoader",
             display_name="LatentSync Model Loader",
             category=CATEGORY,
-            description="Loads LatentSync once for all runs; ComfyUI moves it between GPU and main memory as needed.",
-            inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=installed_models(model_roots()),
-                    default="1.6",
-                    tooltip="1.6 (512 px), 1.5 (256 px), demo (small, comes with the pack), or a folder or file of "
-                    "models/latentsync. extra_model_paths.yaml may name more places under latentsync.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    tooltip="Of the networks. auto: fp16 or bf16 on a GPU, fp32 on a CPU. int8: most of the "
-                    "denoiser's weights in 8 bits: half their memory, a slightly other picture.",
-                ),
-                io.Combo.Input(
-                    "attention",
-                    options=[AS_NODE, *ATTENTION_MODES],
-                    default=AS_NODE,
-                    tooltip="Overrides attention_mode of the sync nodes this model goes to.",
-                ),
-                io.Combo.Input(
-                    "offload",
-                    options=list(OFFLOADS),
-                    default="auto",
-                    tooltip="always: every network is on the GPU only while it works. never: they stay as long as "
-                    "ComfyUI has room. auto: always on small cards.",
-                ),
-                io.Boolean.Input(
-                    "auto_download",
-                    default=False,
-                    tooltip="Fetch what is missing of 1.6, 1.5 (about 5.4 GB) and the face models (42 MB). A "
-                    "download that stopped goes on.",
-                ),
-            ],
-            outputs=[LatentSyncModel.Output(display_name="model", tooltip="For the sync node.")],
+            description="Loads LatentSync once for all runs. ComfyUI moves it between GPU and main memory as needed.",
+            inputs=inputs.loader_inputs(installed_models(model_roots())),
+            outputs=[inputs.LatentSyncModel.Output(display_name="model", tooltip="Model for the sync node.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -172,34 +122,166 @@ class LatentSyncModelLoader(io.ComfyNode):
         attention: str | None = None,
         offload: str | None = None,
     ) -> bool | str:
+        widgets = cls.define_schema().inputs
         return check_choices(
-            checkpoint=(checkpoint, installed_models(model_roots())),
-            precision=(precision, list(PRECISIONS)),
-            attention=(attention, [AS_NODE, *ATTENTION_MODES]),
-            offload=(offload, list(OFFLOADS)),
+            widgets, checkpoint=checkpoint, precision=precision, attention=attention, offload=offload
         )
 
     @classmethod
     def execute(
         cls, checkpoint: str, precision: str, attention: str, offload: str, auto_download: bool
     ) -> io.NodeOutput:
-        choices = {
+        widgets = {
             "checkpoint": checkpoint,
             "precision": precision,
             "attention": attention,
             "offload": offload,
         }
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, choices)
+            check_widgets(cls.define_schema().inputs, widgets)
             fetch = ComfyHost(cls.hidden.unique_id, Report()).download if auto_download else None
-            model = load_model(
-                checkpoint, precision, None if attention == AS_NODE else attention, OFFLOADS[offload], fetch
-            )
-        return io.NodeOutput(model)
+            mode = None if attention == inputs.AS_NODE else attention
+            return io.NodeOutput(load_model(checkpoint, precision, mode, inputs.OFFLOADS[offload], fetch))
+
+
+class LatentSyncLoadVideo(io.ComfyNode):
+    """Open a file of the input folder, or a part of it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentSyncLoadVideo",
+            display_name="LatentSync Load Video",
+            category=CATEGORY,
+            description="Opens a video of any length. Frames are decoded one at a time, when another node reads them, "
+            "so long videos do not fill the memory.",
+            inputs=inputs.load_video_inputs(media.input_videos()),
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="Selected frames with audio, read on demand."),
+                io.Audio.Output(display_name="audio", tooltip="Audio of the selected frames."),
+                io.String.Output(
+                    display_name="info", tooltip="JSON: fps, frames, width, height, duration in seconds."
+                ),
+                io.Float.Output(display_name="fps", tooltip="Frames per second of the output."),
+                io.Int.Output(display_name="frame_count", tooltip="Frames, by the header of the file."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        return media.check_input_file(file)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_others: Any) -> str:
+        return media.file_fingerprint(file)
+
+    @classmethod
+    def execute(cls, file: str, **numbers: Any) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, numbers)
+            return io.NodeOutput(*media.load_video(file, **numbers))
+
+
+class LatentSyncVideoLengthAdjuster(io.ComfyNode):
+    """Make video and audio equally long."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentSyncVideoLengthAdjuster",
+            display_name="LatentSync Video Length Adjuster",
+            category=CATEGORY,
+            description="Makes video and audio equally long. Frames are decoded when another node reads the result.",
+            inputs=[
+                io.MultiType.Input(
+                    "video", [io.Video, io.Image], tooltip="Frames: VIDEO of any length, or IMAGE."
+                ),
+                io.Audio.Input("audio", tooltip="Audio to match."),
+                io.Combo.Input(
+                    "mode",
+                    options=[match.value for match in Match],
+                    default=Match.BOUNCE.value,
+                    tooltip="bounce, loop and freeze make the video as long as the audio. A longer video is cut; a "
+                    "shorter one is extended by playing it backwards and forwards (bounce), from its start again "
+                    "(loop), or by repeating its last frame (freeze). cut_off: both end with the shorter one. "
+                    "silence: the video keeps its length, and the audio is cut or padded with silence.",
+                ),
+                inputs.image_fps(),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The video with its new length and the audio."),
+                io.Audio.Output(display_name="audio", tooltip="The audio, exactly as long as the video."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, mode: str | None = None) -> bool | str:
+        return check_choices(cls.define_schema().inputs, mode=mode)
+
+    @classmethod
+    def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, {"mode": mode})
+            return io.NodeOutput(*media.adjust_length(video, audio, mode, fps))
+
+
+class LatentSyncAudio(io.ComfyNode):
+    """Cut, shift, amplify, resample and pad audio, in this order."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentSyncAudio",
+            display_name="LatentSync Audio",
+            category=CATEGORY,
+            description="Edits audio in the order of the inputs. The defaults change nothing.",
+            inputs=inputs.audio_inputs(),
+            outputs=[io.Audio.Output(display_name="audio", tooltip="The edited audio.")],
+        )
+
+    @classmethod
+    def execute(cls, audio: Any, **numbers: Any) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, numbers)
+            return io.NodeOutput(media.edit_audio(audio, **numbers))
+
+
+class LatentSyncSaveVideo(io.ComfyNode):
+    """Write a file into the output folder and show it in the node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentSyncSaveVideo",
+            display_name="LatentSync Save Video",
+            category=CATEGORY,
+            description="Writes a video into ComfyUI's output folder, frame by frame, and plays it. The file appears "
+            "when it is complete. Audio that starts after the last frame is left out.",
+            inputs=inputs.save_inputs(),
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The saved file."),
+                io.String.Output(display_name="path", tooltip="Path of the saved file."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, format: str | None = None) -> bool | str:
+        return check_choices(inputs.save_inputs(), format=format)
+
+    @classmethod
+    def execute(
+        cls, video: Any, filename_prefix: str, format: str, crf: int, fps: float, audio: Any = None
+    ) -> io.NodeOutput:
+        with errors_for_comfy():
+            check_widgets(cls.define_schema().inputs, {"format": format, "crf": crf})
+            saved, path, shown = media.save_video(video, audio, filename_prefix, format, crf, fps, cls.hidden)
+        return io.NodeOutput(saved, str(path), ui=ui.PreviewVideo([shown]))
 
 
 class LatentSyncMemoryPlan(io.ComfyNode):
-    """What a run would take, before it is started."""
+    """Estimate memory and time of a run before it is started."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -207,22 +289,26 @@ class LatentSyncMemoryPlan(io.ComfyNode):
             node_id="LatentSyncMemoryPlan",
             display_name="LatentSync Memory Plan",
             category=CATEGORY,
-            description="Says what a run would hold and how long it would take: tier, batches, peaks of VRAM, RAM and "
-            "disk, and seconds per frame as measured before.",
+            description="Estimates a run: tier of the device, batch sizes, peak VRAM, RAM and disk, and the time by "
+            "the seconds per frame of earlier runs.",
             inputs=[
                 io.Video.Input(
-                    "video", optional=True, tooltip="The video; otherwise 1920x1080 at 25 fps is meant."
+                    "video", optional=True, tooltip="Input video. Defaults to 1920x1080 at 25 fps."
                 ),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="The speech, for the length; otherwise the video's."
+                    "audio",
+                    optional=True,
+                    tooltip="Speech audio; sets the length. Defaults to the video's length.",
                 ),
-                LatentSyncModel.Input(
-                    "model", optional=True, tooltip="From the loader; otherwise LatentSync 1.6 is meant."
+                inputs.LatentSyncModel.Input(
+                    "model",
+                    optional=True,
+                    tooltip="From LatentSync Model Loader. Defaults to LatentSync 1.6.",
                 ),
-                lips_expression("As in the sync node; above 1.0 takes twice the time."),
-                inference_steps("As in the sync node."),
-                memory_mode("As in the sync node."),
-                vram_limit_gb("As in the sync node; 0: all there is."),
+                inputs.lips_expression("As in the sync node; values above 1.0 take twice the time."),
+                inputs.inference_steps("As in the sync node."),
+                inputs.memory_mode("As in the sync node."),
+                inputs.vram_limit_gb("As in the sync node. 0: all of it."),
             ],
             outputs=[io.String.Output(display_name="plan", tooltip="The plan as text.")],
             is_output_node=True,
@@ -230,7 +316,7 @@ class LatentSyncMemoryPlan(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, memory_mode: str | None = None) -> bool | str:
-        return check_choices(memory_mode=(memory_mode, MEMORY_MODES))
+        return check_choices(cls.define_schema().inputs, memory_mode=memory_mode)
 
     @classmethod
     def execute(
@@ -238,18 +324,26 @@ class LatentSyncMemoryPlan(io.ComfyNode):
     ) -> io.NodeOutput:
         with errors_for_comfy():
             check_widgets(cls.define_schema().inputs, settings)
-            text = foresee(video, audio, model, settings)
+            text = plan_text(video, audio, model, settings)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
 class LatentSyncExtension(ComfyExtension):
-    """All nodes of this pack."""
+    """The pack, as ComfyUI asks for it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LatentSync16MEMSAFE, LatentSyncModelLoader, *MEDIA_NODES, LatentSyncMemoryPlan]
+        return [
+            LatentSync16MEMSAFE,
+            LatentSyncModelLoader,
+            LatentSyncLoadVideo,
+            LatentSyncVideoLengthAdjuster,
+            LatentSyncAudio,
+            LatentSyncSaveVideo,
+            LatentSyncMemoryPlan,
+        ]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    """What ComfyUI calls when it has imported this pack."""
+    """Register the model folder and return the nodes; ComfyUI calls this after importing the pack."""
     register_model_folder()
     return LatentSyncExtension()

@@ -92,7 +92,7 @@ class SyncOptions:
             _check(right, "face_at", self.face_at, "two numbers x, y")
             self._set("face_at", (float(point[0]), float(point[1])))
         if self.face_index is not None and self.face_at is not None:
-            raise InputError("face_index and face_at were both given; give one of them.")
+            raise InputError("were both given; give one of them.", options=("face_index", "face_at"))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # frozen
@@ -193,20 +193,22 @@ class ModelConfig:
         return cls.from_yaml(CONFIG_DIR / f"{name}.yaml")
 
 
-def as_fps(value: Fraction | float | int | str) -> Fraction:
+def as_fps(value: Fraction | float | int | str, option: str = "fps") -> Fraction:
     """Return the exact frame rate for "30000/1001", 29.97, 25 and so on; NTSC decimals become exact fractions.
 
-    Raises InputError unless 1 <= fps <= 240.
+    Raises InputError, which names `option`, unless 1 <= fps <= 240.
     """
     try:
         fps = Fraction(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
-        raise InputError(f"fps is {value!r}; expected a number such as 25, 29.97 or 30000/1001.") from None
+        raise InputError(
+            f"is {value!r}; expected a number such as 25, 29.97 or 30000/1001.", options=(option,)
+        ) from None
     ntsc = Fraction(round(fps * 1001 / 1000) * 1000, 1001)
     if fps.denominator not in (1, 1001) and abs(fps - ntsc) < Fraction(1, 100):
         fps = ntsc
     if not 1 <= fps <= 240:
-        raise InputError(f"fps is {value}; expected 1 to 240.")
+        raise InputError(f"is {value}; expected 1 to 240.", options=(option,))
     return fps.limit_denominator(1001 * 1000)
 
 
@@ -215,7 +217,7 @@ def _choice(kind: type[E], value: Any, name: str) -> E:
         return kind(value)
     except ValueError:
         choices = ", ".join(str(item.value) for item in kind)
-        raise InputError(f"{name} is {value!r}; expected one of: {choices}.") from None
+        raise InputError(f"is {value!r}; expected one of: {choices}.", options=(name,)) from None
 
 
 def _find_mismatch(value: Any, example: Any, name: str = "it") -> str | None:
@@ -249,4 +251,4 @@ def _is_finite(value: Any) -> bool:
 
 def _check(ok: bool, name: str, value: Any, expected: str) -> None:
     if not ok:
-        raise InputError(f"{name} is {value!r}; expected {expected}.")
+        raise InputError(f"is {value!r}; expected {expected}.", options=(name,))

@@ -29,7 +29,7 @@ from ..memsafe import (
     weight_dtype,
 )
 from .config import SyncOptions
-from .errors import NumericalError
+from .errors import NumericalError, Remedy
 from .faces.align import Template
 from .faces.locate import LocatedFrame
 from .faces.mask import keep_mask, paste_alpha
@@ -288,7 +288,8 @@ class FaceGenerator:
         if not torch.isfinite(faces).all():
             raise NumericalError(
                 f"The VAE decoded values that are not finite in {str(dtype).removeprefix('torch.')}; use "
-                "another VAE file, or run with --precision fp32."
+                "another VAE file or another precision.",
+                remedies=(Remedy.USE_FP32,),
             )
         resolution = self._template.resolution
         if faces.shape[-1] != resolution:

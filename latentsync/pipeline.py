@@ -22,7 +22,7 @@ from ..memsafe.threads import BackgroundConsumer, prefetch
 from .audio import AudioSource, FeatureStream
 from .compositing import FrameMask
 from .config import Extend, Length, SyncOptions
-from .errors import AudioError, FaceError
+from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
 from .faces.locate import FaceLocator, LocatedFrame
 from .generator import FaceGenerator, encode_audio_guarded
@@ -286,7 +286,8 @@ def _frame_count(features: FeatureStream, source: FrameSource, options: SyncOpti
     if total < 1:
         raise AudioError(
             f"The audio lasts {float(features.duration):.4f} s, less than one frame at "
-            f"{float(source.fps):.3f} fps; give longer audio, or length=video."
+            f"{float(source.fps):.3f} fps; give longer audio.",
+            remedies=(Remedy.USE_VIDEO_LENGTH,),
         )
     return total
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..memsafe import weight_dtype
-from .errors import CheckpointError, NumericalError
+from .errors import CheckpointError, NumericalError, Remedy
 
 # The published scheduler (LatentSync 1.5 and 1.6).
 PUBLISHED_SCHEDULER = {
@@ -96,6 +96,7 @@ def denoise(
     if not torch.isfinite(latents).all():
         raise NumericalError(
             f"The network produced values that are not finite in {str(dtype).removeprefix('torch.')}; the weights "
-            "may be damaged (run `latentsync-memsafe doctor`), or this GPU needs another precision."
+            "may be damaged, or this GPU needs another precision.",
+            remedies=(Remedy.CHECK_INSTALLATION, Remedy.USE_FP32),
         )
     return latents

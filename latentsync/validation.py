@@ -93,8 +93,8 @@ def check_source(source: FrameSource, options: SyncOptions) -> None:
         x, y = options.face_at
         if not (0 <= x < source.width and 0 <= y < source.height):
             raise InputError(
-                f"face_at is ({x:g}, {y:g}), outside the video of {source.width}x{source.height}; "
-                "give pixel coordinates inside it."
+                f"must be pixel coordinates inside the video of {source.width}x{source.height}; got ({x:g}, {y:g}).",
+                options=("face_at",),
             )
 
 
@@ -112,7 +112,8 @@ def _open_source(source: Source, options: SyncOptions) -> AbstractContextManager
         )
     if options.fps is not None and options.fps != source.fps:
         raise InputError(
-            f"fps is {options.fps}, but the given source runs at {source.fps}; open the source at that rate."
+            f"is {options.fps}, but the given source runs at {source.fps}; open the source at that rate.",
+            options=("fps",),
         )
     return nullcontext(source)
 

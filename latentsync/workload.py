@@ -17,7 +17,7 @@ from ..memsafe import (
     steps_named,
 )
 from .config import SyncOptions
-from .errors import MemoryLimitError
+from .errors import MemoryLimitError, Remedy
 from .weights.loading import IMPORTANT_LAYERS, ModelBundle
 
 _LARGE_FACE = 256  # pixels; the resolution of LatentSync 1.5
@@ -58,16 +58,18 @@ def workload_for(
 @contextmanager
 def translate_oom() -> Iterator[None]:
     """Raise MemoryLimitError for memory that ran out inside, in guarded calls or anywhere else."""
-    told: tuple[str, bool] | None = None
+    translated: MemoryLimitError | None = None
     try:
         yield
     except OutOfMemory as error:
-        told = str(error), error.on_host
+        advice = f" Try {' or '.join(error.advice)}." if error.advice else ""
+        remedies = tuple(Remedy[permission.upper()] for permission in error.permissions)
+        translated = MemoryLimitError(f"{error.what}{advice}", error.on_host, remedies)
     except Exception as error:
         if not is_oom(error):
             raise
         failure = Failure.of(error)
-        what = "close other programs, or give a smaller video"
-        told = f"Memory ran out outside of the networks ({failure.text}); {what}.", failure.on_host
-    if told is not None:  # raised here, since the error it comes from pins frames and tensors
-        raise MemoryLimitError(*told)
+        text = f"Memory ran out outside of the networks ({failure.text}); close other programs, or give a smaller video."
+        translated = MemoryLimitError(text, failure.on_host)
+    if translated is not None:  # raised here, since the original error pins frames and tensors
+        raise translated

@@ -1,5 +1,5 @@
-// Puts the live panel on the node LatentSync16MEMSAFE and feeds it with what the server sends; shows the text of
-// LatentSyncMemoryPlan in the node. In "Nodes 2.0" the page itself plays the finished video, below the panel.
+// Adds the live panel to the node LatentSync16MEMSAFE and updates it from the server's events; shows the text of
+// LatentSyncMemoryPlan in its node. In "Nodes 2.0" the page itself plays the finished video, below the panel.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,14 +10,14 @@ const PLAN_NODE = "LatentSyncMemoryPlan";
 const SAVE_NODE = "LatentSyncSaveVideo";
 const PROGRESS = "latentsync.memsafe.progress";
 const PREVIEW = "b_preview_with_metadata";
-const MARGIN = 10; // px that ComfyUI leaves around a DOM widget
-const LINE = 30; // px, of a widget with one line or nothing yet
+const MARGIN = 10; // px, added by ComfyUI around a DOM widget
+const LINE = 30; // px, height of a widget with one line or none
 
 const panels = new WeakMap();
-const shows = new WeakMap(); // node -> what shows its result
+const shows = new WeakMap(); // node -> function that shows its result
 
-// The node of an execution id such as "7", or "3:7" for node 7 inside the subgraph node 3, also where the page
-// gives the subgraph's own id in place of the 3.
+// Returns the node of an execution id such as "7", or "3:7" for node 7 inside the subgraph node 3; the page may give
+// the subgraph's own id instead of the 3.
 function nodeOf(id) {
   const root = app.rootGraph ?? app.graph;
   let [graph, node] = [root, null];
@@ -29,7 +29,7 @@ function nodeOf(id) {
 }
 
 function urlOf({ filename, subfolder, type }) {
-  const query = new URLSearchParams({ filename, subfolder, type, t: Date.now() }); // the name may be used again
+  const query = new URLSearchParams({ filename, subfolder, type, t: Date.now() }); // a file name may be reused
   return api.apiURL(`/view?${query}`);
 }
 
@@ -38,17 +38,17 @@ function language() {
 }
 
 function fit(node) {
-  node.setSize([node.size[0], node.computeSize()[1]]); // nothing in our nodes could use more room
+  node.setSize([node.size[0], node.computeSize()[1]]); // no widget of our nodes can use more height
   node.setDirtyCanvas(true, true);
 }
 
-// A widget of HTML below the others, as high as `content`, the part of the element with all that is shown.
+// Adds an HTML widget below the others, as high as `content`, the part of `element` that holds everything shown.
 function addWidget(node, name, element, content) {
   let height = LINE;
-  const room = () => height + 2 * MARGIN;
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: room, getMaxHeight: room };
+  const outerHeight = () => height + 2 * MARGIN;
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: outerHeight, getMaxHeight: outerHeight };
   const widget = node.addDOMWidget(name, `latentsync_${name}`, element, options);
-  widget.serialize = false; // no value of it in saved workflows
+  widget.serialize = false; // saved workflows hold no value of it
   fit(node);
   new ResizeObserver(() => {
     if (!content.offsetHeight) return; // out of view
@@ -56,7 +56,7 @@ function addWidget(node, name, element, content) {
     fit(node);
   }).observe(content);
 
-  // Nor the room for what it shows: to undo, and to a workflow that is opened again, that is no change.
+  // Nor the height of its content: it would count as a change for undo and for reopened workflows.
   const { onSerialize } = node;
   node.onSerialize = function (saved) {
     onSerialize?.apply(this, arguments);
@@ -64,7 +64,7 @@ function addWidget(node, name, element, content) {
   };
 }
 
-// Calls show(output) with what the node's run, or ComfyUI's cache, gives.
+// Calls show(output) with the output of the node's run, or of ComfyUI's cache.
 function onResult(node, show) {
   shows.set(node, show);
   const { onExecuted } = node;
@@ -74,7 +74,7 @@ function onResult(node, show) {
   };
 }
 
-// Undo, and a tab that is opened again, make new nodes; the page has kept what the old ones gave.
+// Undo and reopened tabs create new nodes; the page has kept the outputs of the old ones.
 function showAgain(outputs) {
   for (const [id, output] of Object.entries(outputs)) shows.get(nodeOf(id))?.(output);
 }
@@ -100,7 +100,7 @@ function addPanel(node) {
   panels.set(node, panel);
   addWidget(node, "progress", panel.element, panel.body);
 
-  // The canvas would draw previews and result too, and keeps the last still over the video (frontend 1.32).
+  // The canvas would draw previews and result too, and keep the last preview over the video (frontend 1.32).
   node.onDrawBackground = () => {};
   onResult(node, (output) => output?.images?.length && panel.play(output.images[0]));
 }
@@ -110,7 +110,7 @@ function toPanel(id, act) {
   if (panel) act(panel);
 }
 
-// Stills go to the panel alone: in "Nodes 2.0" the page would show the last one in place of the video (frontend
+// Previews go to the panel only: in "Nodes 2.0" the page would show the last one instead of the video (frontend
 // 1.32). A subgraph node around ours still gets them.
 function onPreview(event) {
   const { blob, displayNodeId } = event.detail;
@@ -135,16 +135,16 @@ const extension = {
   nodeCreated(node) {
     if (node.comfyClass === SYNC_NODE) addPanel(node);
     if (node.comfyClass === PLAN_NODE) addPlan(node);
-    // Otherwise the page takes a file for a picture, unless some input is VIDEO and nothing else.
+    // Otherwise the page shows the file as an image, unless an input accepts VIDEO only.
     if ([SYNC_NODE, SAVE_NODE].includes(node.comfyClass)) node.previewMediaType = "video";
   },
   onNodeOutputsUpdated: showAgain,
   afterConfigureGraph: () => showAgain(app.nodeOutputs),
 };
 
-// This folder may be served under two names: the pack's folder, and the project's for folders whose names
-// ComfyUI's server cannot serve (spaces, letters beyond ASCII).
+// This folder may be served under two names: the pack's folder, and the project's name for folders whose names
+// ComfyUI's server cannot serve (spaces, non-ASCII letters).
 if (!app.extensions.some(({ name }) => name === extension.name)) {
   app.registerExtension(extension);
-  api.addEventListener(PREVIEW, onPreview); // not in setup, when the page listens already
+  api.addEventListener(PREVIEW, onPreview); // before setup, when the page's own listener is registered
 }

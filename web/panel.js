@@ -1,18 +1,18 @@
-// The live panel of a LatentSync node: plain DOM, no knowledge of ComfyUI.
+// The live panel of a LatentSync node: plain DOM, independent of ComfyUI.
 
 const TEXTS = {
   en: {
     idle: "Ready", stopped: "Stopped", failed: "Failed",
     window: (k, n) => (n ? `window ${k} of ${n}` : `window ${k}`),
     rate: (r) => `${r} frames/s`, eta: (t) => `${t} left`,
-    retries: (n) => `${n} ${n === 1 ? "retry" : "retries"}`, skipped: "frames left as they were:",
+    retries: (n) => `${n} ${n === 1 ? "retry" : "retries"}`, skipped: "unchanged frames:",
     stages: { load: "Loading the model", prepare: "Preparing", sync: "Syncing the lips", done: "Done" },
   },
   zh: {
     idle: "就绪", stopped: "已停止", failed: "失败",
     window: (k, n) => (n ? `第 ${k}/${n} 窗` : `第 ${k} 窗`),
     rate: (r) => `${r} 帧/秒`, eta: (t) => `剩余 ${t}`,
-    retries: (n) => `重试 ${n} 次`, skipped: "保持原样的帧：",
+    retries: (n) => `重试 ${n} 次`, skipped: "未改变的帧：",
     stages: { load: "加载模型", prepare: "准备", sync: "对口型", done: "完成" },
   },
 };
@@ -37,7 +37,7 @@ const STYLE = `
 .latentsync-panel [hidden] { display: none; }
 `;
 
-const ENOUGH = 0.92; // a memory bar changes colour above this share
+const ENOUGH = 0.92; // a memory bar changes colour above this fraction
 const SHOWN_RANGES = 4;
 
 export function gigabytes(bytes) {
@@ -52,7 +52,7 @@ export function clock(seconds) {
 }
 
 export function ranges(skipped) {
-  // Ranges end before `stop`; people count to the last frame.
+  // A range excludes `stop`; show its last frame.
   const shown = skipped.slice(0, SHOWN_RANGES).map(([start, stop]) =>
     stop - start > 1 ? `${start}–${stop - 1}` : `${start}`);
   return shown.join(", ") + (skipped.length > SHOWN_RANGES ? ", …" : "");
@@ -66,7 +66,7 @@ function element(tag, name, parent) {
 }
 
 export class Panel {
-  // urlOf(file) is where {filename, subfolder, type} can be read. All that is shown is in `body`.
+  // urlOf(file): the address of {filename, subfolder, type}. `body` holds everything that is shown.
   constructor({ language, urlOf }) {
     if (!document.getElementById("latentsync-panel-style")) {
       const style = element("style", "", document.head);
@@ -116,7 +116,7 @@ export class Panel {
     this.stage.textContent = this.texts.idle;
   }
 
-  // One event as the node sends it; see comfy_host.py.
+  // One event from the node; see latentsync/comfyui/host.py.
   update(state) {
     const { texts } = this;
     this.video.hidden ||= state.stage !== "done"; // of an earlier run
@@ -150,14 +150,14 @@ export class Panel {
     part.value.textContent = `${gigabytes(used)} / ${gigabytes(total)} GB`;
   }
 
-  // A picture, a Blob, of what is being made.
+  // Show a frame of the current window, a Blob.
   preview(blob) {
     URL.revokeObjectURL(this.picture.src);
     this.picture.src = URL.createObjectURL(blob);
     this.picture.hidden = false;
   }
 
-  // The finished video; the names are those of urlOf.
+  // Play the finished video; file as for urlOf.
   play(file) {
     this.stage.textContent = this.texts.stages.done;
     this.picture.hidden = true;

@@ -19,6 +19,7 @@ from ..errors import LatentSyncError
 from ..signals import Stop, stopping
 from . import demo, doctor, download, plan, sync, train
 from .progress import open_standard_streams
+from .wording import error_text
 
 PROGRAM = "latentsync-memsafe"
 LONGEST_MESSAGE = 2000  # characters
@@ -54,7 +55,7 @@ def _status(error: BaseException, stop: Stop) -> int:
         print(f"{PROGRAM}: cancelled; {detail or 'no output was written.'}", file=sys.stderr)
         return stop.status
     if isinstance(error, LatentSyncError):
-        return _fail(str(error))
+        return _fail(error_text(error))
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and not error.filename:
         # stdout has no reader any more (`plan | head`), or its disk is full. Python would flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -159,8 +159,8 @@ def _weights(root: Path) -> Iterator[Check]:
 def _model(
     root: Path, name: str, files: Sequence[WeightFile], target: str, otherwise: Literal["warn", "fail"]
 ) -> Check:
-    from ..weights.checkpoints import COMMAND
     from ..weights.hub import is_verified
+    from .wording import COMMAND
 
     missing = _missing(root, files)
     if missing:
@@ -179,8 +179,9 @@ def _missing(root: Path, files: Sequence[WeightFile]) -> list[Path]:
 
 
 def _faces(root: Path) -> Iterator[Check]:
-    from ..weights.checkpoints import COMMAND, FACE_FILES
+    from ..weights.checkpoints import FACE_FILES
     from ..weights.wheels import is_right
+    from .wording import COMMAND
 
     for file in FACE_FILES:
         path = root / file.relative

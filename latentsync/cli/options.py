@@ -81,11 +81,12 @@ def check_device_options(arguments: argparse.Namespace) -> None:
     """Raise InputError for a limit, weight or device name that no machine could satisfy. Imports no torch."""
     limit = arguments.vram_limit_gb
     if limit is not None and not 0 < limit < 10_000:
-        raise InputError(f"vram-limit-gb is {limit}; expected a number of GiB above 0.")
+        raise InputError(f"is {limit}; expected a number of GiB above 0.", options=("vram_limit_gb",))
     weight = getattr(arguments, "lip_weight", None)
     if weight is not None and not 0 < weight <= 100:
         raise InputError(
-            f"lip-weight is {weight}; expected a number above 0, at most 100 (1: the trained model)."
+            f"is {weight}; expected a number above 0, at most 100 (1: the trained model).",
+            options=("lip_weight",),
         )
     device = arguments.device
     if device is not None and not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", device):

@@ -1,8 +1,7 @@
-"""Models in ComfyUI: where it keeps them, and networks under its memory management."""
+"""Models in ComfyUI: its model folders, and networks under its memory management."""
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -46,33 +45,35 @@ PRECISIONS = {
 
 
 def register_model_folder() -> None:
-    """Make `models/latentsync` known, beside what extra_model_paths.yaml says."""
+    """Register `models/latentsync`, in addition to folders of extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
 
 
 def model_roots() -> list[Path]:
-    """The folders in which models are looked for; the first is the one downloaded to."""
+    """Return the folders that are searched for models; downloads go into the first."""
     return [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
 
 
 def compute_device() -> torch.device:
-    """The device ComfyUI computes on; the CPU, with a warning, where memsafe does not know it, such as "xpu"."""
+    """Return ComfyUI's device, or the CPU, with a warning, for kinds that memsafe does not support, such as "xpu"."""
     device = comfy_memory.get_torch_device()
     if device.type in ("cuda", "mps", "cpu"):
         return device
-    _warn_of_cpu(device.type)
+    _warn_cpu(device.type)
     return torch.device("cpu")
 
 
-@cache  # once for each kind
-def _warn_of_cpu(kind: str) -> None:
-    logger.warning("LatentSync runs on cuda, mps or cpu, and ComfyUI on %s; LatentSync uses the CPU.", kind)
+@cache  # one warning per kind
+def _warn_cpu(kind: str) -> None:
+    logger.warning(
+        "ComfyUI uses %s, but LatentSync supports cuda, mps and cpu only; LatentSync uses the CPU.", kind
+    )
 
 
 class LatentSyncNetwork(nn.Module):
-    """Carries a network, since ModelPatcher sets attributes such as `device` that some networks define."""
+    """Wrapper of a network, because ModelPatcher sets attributes such as `device` that some networks define."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -80,10 +81,10 @@ class LatentSyncNetwork(nn.Module):
 
 
 class SyncModel:
-    """What a LATENTSYNC_MODEL link carries: the networks, each under ComfyUI's memory management.
+    """Value of a LATENTSYNC_MODEL link: the networks, each under ComfyUI's memory management.
 
-    latents: what the networks have encoded, so that a second sound for the same video encodes no face again.
-    attention, offload: what the loader asked for; None leaves the choice to the sync node and the plan.
+    latents: cache of encoded faces, so that new audio for the same video encodes no face again.
+    attention, offload: as set in the loader; None leaves the choice to the sync node and the plan.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class SyncModel:
     ) -> None:
         self.bundle, self.attention, self.offload = bundle, attention, offload
         self.latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
-        load = compute_device()
-        rest = load if comfy_memory.is_device_cpu(load) else comfy_memory.unet_offload_device()
+        device = compute_device()
+        offload_device = device if comfy_memory.is_device_cpu(device) else comfy_memory.unet_offload_device()
         self.patchers = {
-            network: ModelPatcher(LatentSyncNetwork(network), load_device=load, offload_device=rest)
+            network: ModelPatcher(
+                LatentSyncNetwork(network), load_device=device, offload_device=offload_device
+            )
             for network in (bundle.unet, bundle.vae, bundle.audio_encoder)
         }
         self.shape = ModelShape.from_modules(
@@ -103,11 +106,11 @@ class SyncModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the denoiser's weights."""
+        """Data type of the UNet's weights."""
         return weight_dtype(self.bundle.unet)
 
-    def make_room(self, plan: MemoryPlan) -> None:
-        """Have ComfyUI unload models of other nodes until a run by `plan` fits."""
+    def free_memory(self, plan: MemoryPlan) -> None:
+        """Have ComfyUI unload models of other nodes until a run with `plan` fits."""
         if comfy_memory.is_device_cpu(plan.device):
             return
         peak = peak_of(plan, self.shape, self.bundle.config.resolution)
@@ -115,31 +118,32 @@ class SyncModel:
         held = sum(patcher.loaded_size() for patcher in self.patchers.values())
         comfy_memory.free_memory(max(int(peak * MARGIN) - held, 0), plan.device, keep_loaded=ours)
 
-    def bring(self, network: nn.Module, leaving: bool, plan: MemoryPlan) -> None:
-        """Have ComfyUI load `network`, which it may have unloaded since the last use, and room for its work.
+    def load(self, network: nn.Module, offloaded: bool, plan: MemoryPlan) -> None:
+        """Have ComfyUI load `network`, which it may have unloaded since the last use, and free memory for its work.
 
-        `leaving`: only the room, since the runtime brings the network and takes it away by itself.
+        offloaded: only free the memory, because the runtime itself loads and offloads the network.
         """
         patcher = self.patchers.get(network)
         if patcher is None:
             return
         needed = int(self._activations(network, plan) * MARGIN)
-        ours = patcher.load_device.type == plan.device.type  # not once a run has fallen back to the CPU
-        with torch.inference_mode(False):  # else its weights could never be loaded into again
-            if ours and not leaving:
+        # False once the run has fallen back to the CPU.
+        on_device = patcher.load_device.type == plan.device.type
+        with torch.inference_mode(False):  # inference tensors could not be overwritten by the next load
+            if on_device and not offloaded:
                 comfy_memory.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
                 return
             if patcher.loaded_size():
                 patcher.detach()
-            if ours and not comfy_memory.is_device_cpu(plan.device):
+            if on_device and not comfy_memory.is_device_cpu(plan.device):
                 comfy_memory.free_memory(patcher.model_size() + needed, plan.device)
 
     def _activations(self, network: nn.Module, plan: MemoryPlan) -> int:
-        shape, side = self.shape, self.bundle.config.resolution
+        shape, size = self.shape, self.bundle.config.resolution
         if network is self.bundle.unet:
-            return plan.windows * shape.window_bytes(side, plan.dtype, plan.guidance_passes)
+            return plan.windows * shape.window_bytes(size, plan.dtype, plan.guidance_passes)
         if network is self.bundle.vae:
-            image = max(shape.encode_bytes(side, plan.dtype), shape.decode_bytes(side, plan.dtype))
+            image = max(shape.encode_bytes(size, plan.dtype), shape.decode_bytes(size, plan.dtype))
             return plan.vae_batch * image
         return 0
 
@@ -151,9 +155,9 @@ def load_model(
     offload: bool | None = None,
     fetch: Callable[[str, int, int], None] | None = None,
 ) -> SyncModel:
-    """The model `name` of `installed_models`; `fetch`, the progress of downloads, allows them.
+    """Load the model `name` of `installed_models`; downloads only if `fetch`, their progress callback, is given.
 
-    Raises CheckpointError naming what is missing and where it belongs, DownloadError, or memsafe.Cancelled.
+    Raises CheckpointError naming the missing files and their folder, DownloadError, or memsafe.Cancelled.
     """
     roots = model_roots()
     if fetch is not None:
@@ -168,22 +172,21 @@ def load_model(
     return SyncModel(bundle, attention, offload)
 
 
-def load_default(allow_demo: bool) -> tuple[SyncModel, list[str]]:
-    """LatentSync 1.6, or the small demo model with a warning where the other is missing and this is allowed.
+def choose_default(allow_demo: bool) -> tuple[str, CheckpointError | None]:
+    """Return the name of the model for a node to which none is connected, and why it is not 1.6.
 
-    Raises CheckpointError for a 1.6 that is there and incomplete or damaged: nobody wants another one instead.
+    That is 1.6, or the demo model if 1.6 is not installed and this is allowed. Raises CheckpointError for a 1.6
+    that is not installed otherwise, or only in part.
     """
-    gc.collect()  # a model that an earlier run loaded for itself may still be there
+    roots = model_roots()
     try:
-        return load_model("1.6"), []
+        find_model("1.6", roots)
     except CheckpointError as error:
-        there = any((root / "1.6" / file).is_file() for root in model_roots() for file in UNET_FILES)
-        if there or not allow_demo:
+        partly = any((root / "1.6" / file).is_file() for root in roots for file in UNET_FILES)
+        if partly or not allow_demo:
             raise
-        warning = (
-            f"The small demo model is used, to show that everything works; its pictures are poor. {error}"
-        )
-    return load_model("demo"), [warning]
+        return "demo", error
+    return "1.6", None
 
 
 def _fetch_missing(name: str, roots: list[Path], progress: Callable[[str, int, int], None]) -> None:
@@ -196,7 +199,7 @@ def _fetch_missing(name: str, roots: list[Path], progress: Callable[[str, int, i
     root = roots[0]
     try:
         folder = find_model(name, roots)
-        root = folder.parent  # the rest belongs there too
+        root = folder.parent  # the missing files belong there too
         find_vae(folder)
     except CheckpointError:
         download(name, root, progress)

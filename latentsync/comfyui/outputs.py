@@ -1,113 +1,177 @@
-"""What a run of the sync node leaves behind: a file in ComfyUI's folders, and its frames as IMAGE."""
+"""Files in ComfyUI's folders, the workflow they hold, and frames returned as IMAGE."""
 
 from __future__ import annotations
 
-import weakref
+import json
+import re
+import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...memsafe.device.memory import available_ram
 from ...memsafe.device.probe import GIB
-from ..audio import open_audio
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..video import FrameSource
-from ..video.clip import open_clip
 from ..video.output_buffer import OutputBuffer
 from ..video.tensor import FrameTensor
-from .files import Draft
-from .video import LazyVideo
 
-PREFIX = "latentsync/LatentSync"
-
-# Of free memory, for frames that are returned as IMAGE: a second copy of them made by the next node and the
-# run's own frames (a quarter in the balanced mode) fit beside it.
+# Share of free memory that IMAGE output may take in output_mode auto: the next node may copy the frames, and the
+# run's own frames take up to a quarter in memory_mode balanced.
 COMFORTABLE = 1 / 3
 
-UNUSED = (
-    "LatentSync returns no images: nothing was connected to them when it ran. Use its video or video_path "
-    "output; output_mode frames returns images all the same."
-)
+_DATE = re.compile("%date:([^%]+)%")
+_DATE_PARTS = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+_DATE_NAMES = {"y": "year", "M": "month", "d": "day", "h": "hour", "m": "minute", "s": "second"}
 
 
-class Target:
-    """Where the result goes: ComfyUI's output folder, or where only frames are wanted its temp."""
+class Draft:
+    """A file in ComfyUI's output or temp folder that gets its final name when it is complete.
 
-    def __init__(self, output_mode: str) -> None:
-        self._temporary = output_mode == "frames"
-        self._kind = io.FolderType.temp if self._temporary else io.FolderType.output
-        root = folder_paths.get_temp_directory if self._temporary else folder_paths.get_output_directory
-        self._draft = Draft(root(), PREFIX, ".mp4")
-        self.draft = self._draft.path  # what a run writes
-
-    def publish(self) -> tuple[LazyVideo, Path, ui.SavedResult]:
-        """Name the draft; a file in temp lives as long as the VIDEO. Raises OutputError if that is not possible."""
-        path, subfolder = self._draft.publish()
-        clip = open_clip(path)
-        if self._temporary:
-            weakref.finalize(clip.frames, path.unlink, missing_ok=True)
-        return LazyVideo(clip), path, ui.SavedResult(path.name, subfolder, self._kind)
-
-
-def images_wanted() -> bool:
-    """Whether something in the prompt is connected to the images of the node that asks; True where nobody knows.
-
-    The node's hidden inputs would tell only `execute`, and its fingerprint has to change with this too.
+    A run can take hours, and another program may use any name that was free when it began.
     """
-    asking = get_executing_context()
-    if asking is None:
+
+    def __init__(
+        self, folder: io.FolderType, prefix: str, suffix: str, size: tuple[int, int] = (0, 0)
+    ) -> None:
+        """folder: output or temp. prefix: as users give it (see `_fill_in_date`). size: for %width%, %height%."""
+        self._folder, self._size = folder, size
+        self._prefix = _fill_in_date(prefix, datetime.now())
+        self.path = Path(self._save_path()[0]) / f".{uuid.uuid4().hex}{suffix}"
+
+    def publish(self) -> tuple[Path, ui.SavedResult]:
+        """Give the finished file the next unused name with the prefix; return it, and what the page needs to show it.
+
+        Raises OutputError if the file cannot be renamed.
+        """
+        folder, name, number, subfolder, _ = self._save_path()
+        while True:
+            path = Path(folder) / f"{name}_{number:05}_{self.path.suffix}"
+            try:
+                path.touch(exist_ok=False)  # reserves the name against other programs
+                break
+            except FileExistsError:
+                number += 1
+        try:
+            self.path.replace(path)
+        except OSError as error:
+            path.unlink()
+            raise OutputError(
+                f"{path} cannot be written ({error.strerror}); the video is {self.path}."
+            ) from error
+        return path, ui.SavedResult(path.name, subfolder, self._folder)
+
+    def _save_path(self) -> tuple[str, str, int, str, str]:
+        is_temporary = self._folder is io.FolderType.temp
+        root = folder_paths.get_temp_directory() if is_temporary else folder_paths.get_output_directory()
+        return folder_paths.get_save_image_path(self._prefix, root, *self._size)
+
+
+def _fill_in_date(prefix: str, now: datetime) -> str:
+    """Fill in %date:yyyy-MM-dd% as ComfyUI's page does for its own nodes; ComfyUI fills in the other codes."""
+
+    def number(found: re.Match[str]) -> str:
+        code = found[0]
+        text = str(getattr(now, _DATE_NAMES[code[0]])).zfill(len(code))
+        return text[-2:] if code == "yy" else text
+
+    return _DATE.sub(lambda date: _DATE_PARTS.sub(number, date[1]), prefix)
+
+
+def temporary_file(suffix: str) -> Path:
+    """Return a new file name in this pack's folder below ComfyUI's temp folder."""
+    folder = temporary_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{uuid.uuid4().hex}{suffix}"
+
+
+def temporary_folder() -> Path:
+    """Return this pack's folder below ComfyUI's temp folder; it may not exist."""
+    return Path(folder_paths.get_temp_directory()) / "latentsync"
+
+
+def workflow_metadata(hidden: Any) -> dict[str, str]:
+    """Return what lets ComfyUI open the workflow from a file; empty if it was started with --disable-metadata."""
+    if args.disable_metadata:
+        return {}
+    prompt = {} if hidden.prompt is None else {"prompt": hidden.prompt}
+    return text_metadata({**(hidden.extra_pnginfo or {}), **prompt})
+
+
+def text_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return metadata as a media file can hold it: values other than strings as JSON."""
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+
+
+def images_connected() -> bool:
+    """Return whether the prompt connects something to the images of the executing node; True if that is unknown.
+
+    Read from the queue, because the fingerprint needs it too and hidden inputs reach `execute` only.
+    """
+    node = get_executing_context()
+    if node is None:
         return True
     running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
-    prompt: Mapping[str, Any] = next((item[2] for item in running if item[1] == asking.prompt_id), {})
-    if asking.node_id not in prompt:  # a node that another one has put there
+    prompt: Mapping[str, Any] = next((item[2] for item in running if item[1] == node.prompt_id), {})
+    if node.node_id not in prompt:  # created by another node while the prompt runs
         return True
-    link = [asking.node_id, 0]
-    return any(link in node["inputs"].values() for node in prompt.values())
+    link = [node.node_id, 0]
+    return any(link in other["inputs"].values() for other in prompt.values())
 
 
-def no_images(output_mode: str, frames: FrameSource, sound: tuple[Any, int], working: int = 0) -> str:
-    """Why the node returns no images; empty if it is to return them. working: bytes of RAM the run needs besides.
-
-    Raises InputError where they are asked for and cannot fit.
-    """
+def images_unwanted(output_mode: str) -> str:
+    """Return the reason why the sync node returns no images, or "" if it returns them."""
     if output_mode == "video_file":
         return (
             "LatentSync returns no images with output_mode video_file; use its video or video_path output, or "
             "set output_mode to frames."
         )
-    if output_mode == "auto" and not images_wanted():
-        return UNUSED
-    number = round(open_audio(sound).duration * frames.fps)
-    size, free = FrameTensor.bytes_for(number, frames.height, frames.width), max(available_ram() - working, 0)
-    needs = (
-        f"{number} frames of {frames.width}x{frames.height} take {size / GIB:.1f} GiB as images, and "
-        f"{free / GIB:.1f} GiB of memory are free{' beside the run' if working else ''}"
-    )
-    if output_mode == "auto" and size > free * COMFORTABLE:
+    if output_mode == "auto" and not images_connected():
         return (
-            f"LatentSync returns no images: {needs}. Use its video or video_path output; output_mode frames "
-            "returns images all the same."
-        )
-    if size > free:
-        raise InputError(
-            f"output_mode is frames, but {needs}; set it to video_file and use the video output, or give a "
-            "shorter sound."
+            "LatentSync returns no images: nothing was connected to them when it ran. Use its video or video_path "
+            "output; output_mode frames always returns images."
         )
     return ""
 
 
-def images_of(collector: OutputBuffer, path: Path) -> tuple[torch.Tensor | None, str]:
-    """The run's frames; where memory has become too little for them, None and why."""
+def images_too_large(output_mode: str, source: FrameSource, count: int, run_bytes: int) -> str:
+    """Return the reason why `count` frames do not fit into free memory as images, or "" if they do.
+
+    run_bytes: memory that the run itself still has to allocate. Raises InputError if output_mode is frames.
+    """
+    size = FrameTensor.bytes_for(count, source.height, source.width)
+    free = max(available_ram() - run_bytes, 0)
+    needs = (
+        f"{count} frames of {source.width}x{source.height} take {size / GIB:.1f} GiB as images, and "
+        f"{free / GIB:.1f} GiB of memory are free beside the run"
+    )
+    if output_mode == "frames" and size > free:
+        raise InputError(
+            f"output_mode is frames, but {needs}; set it to video_file and use the video output, or give shorter "
+            "audio."
+        )
+    if output_mode == "auto" and size > free * COMFORTABLE:
+        return (
+            f"LatentSync returns no images: {needs}. Use its video or video_path output; output_mode frames "
+            "always returns images."
+        )
+    return ""
+
+
+def collected_images(collector: OutputBuffer, path: Path) -> tuple[torch.Tensor | None, str]:
+    """Return the frames of a run as IMAGE, or None and the reason if free memory has become too small for them."""
     needed, free = collector.still_needed, available_ram()
     if needed <= free and (images := collector.images()) is not None:
         return images, ""
     why = collector.lost or (
-        f"they need {needed / GIB:.1f} GiB of memory more, and {free / GIB:.1f} GiB are free by now"
+        f"they need {needed / GIB:.1f} GiB more memory, and {free / GIB:.1f} GiB are free now"
     )
     return None, f"LatentSync returns no images: {why}. The finished video is {path}; use the video output."

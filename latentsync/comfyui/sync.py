@@ -1,7 +1,8 @@
-"""One run of the sync node: its widgets into options, its links into frames and sound, and what comes of it."""
+"""Work of the sync node and of the memory plan node: widgets into options, links into frames and audio."""
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,29 +10,38 @@ from typing import Any
 
 import comfy.model_management as comfy_memory
 import torch
-from comfy_api.latest import ui
+from comfy_api.latest import io, ui
 
-from ...memsafe import DeviceInfo, Runtime, probe
+from ...memsafe import Runtime, probe
 from .. import LipSyncPipeline, Report, SyncOptions
-from ..audio import open_audio
+from ..audio import AudioSource
 from ..config import ModelConfig
 from ..errors import InputError
 from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
-from ..validation import open_inputs
+from ..validation import Inputs, open_inputs
 from ..video import FrameSource
+from ..video.clip import open_clip
 from ..video.output_buffer import OutputBuffer
-from .files import temporary_folder, workflow_of
-from .host import ComfyHost, in_comfy_words
-from .models import SyncModel, compute_device, load_default
-from .outputs import Target, images_of, no_images
-from .video import LazyVideo, clip_of, samples_of
+from .host import ComfyHost
+from .models import SyncModel, choose_default, compute_device, load_model
+from .outputs import (
+    Draft,
+    collected_images,
+    images_too_large,
+    images_unwanted,
+    temporary_folder,
+    workflow_metadata,
+)
+from .video import LazyVideo, audio_source, clip_of, delete_with
+from .wording import error_text
 
 DEFAULT_FPS = 25
+PREFIX = "latentsync/LatentSync"
 
 
 @dataclass(frozen=True)
-class Synced:
-    """What the node hands on."""
+class SyncResult:
+    """Outputs of the sync node."""
 
     video: LazyVideo
     path: Path
@@ -49,61 +59,97 @@ def sync(
     mask: torch.Tensor | None,
     hidden: Any,
     settings: dict[str, Any],
-) -> Synced:
-    """Lip-sync VIDEO or IMAGE to AUDIO by the node's widgets; raises a LatentSyncError for what the user can mend."""
-    options, sound = _options(settings), samples_of(audio)
-    if (video is None) == (images is None):
-        state = "neither video nor images is" if video is None else "both video and images are"
-        raise InputError(f"In this node {state} connected; connect one of them.")
-    frames = clip_of(images if video is None else video, settings["fps"]).frames
-    mode, where = settings["output_mode"], None if mask is None else mask.float().cpu().numpy()
-    target, report, warnings = Target(mode), Report(), list[str]()
-    with open_inputs(frames, sound, target.draft, options, where) as inputs:
-        pass  # both stay open: they were given open
-    blocked = no_images(
-        mode, frames, sound
-    )  # here already, or frames that cannot fit would wait for the model
-    scratch = temporary_folder()
+) -> SyncResult:
+    """Lip-sync VIDEO or IMAGE to AUDIO. settings: the node's widgets. Raises LatentSyncError for unusable input."""
+    options, source = _options(settings), audio_source(audio)
+    frames = _frames(video, images, settings["fps"])
+    mode, region = settings["output_mode"], None if mask is None else mask.float().cpu().numpy()
+    draft = Draft(io.FolderType.temp if mode == "frames" else io.FolderType.output, PREFIX, ".mp4")
+    with open_inputs(frames, source, draft.path, options, region) as inputs:
+        return _run(inputs, options, model, draft, hidden, settings)
+
+
+def _run(
+    inputs: Inputs,
+    options: SyncOptions,
+    model: SyncModel | None,
+    draft: Draft,
+    hidden: Any,
+    settings: dict[str, Any],
+) -> SyncResult:
+    """Load the model if none is given, run the pipeline, and collect the outputs."""
+    mode, frames, source = settings["output_mode"], inputs.source, inputs.audio
+    name, warnings = _default(settings["allow_demo"]) if model is None else (model.bundle.config.name, [])
+    # Before a model is loaded, so that frames that cannot fit are refused at once.
+    blocked = images_unwanted(mode) or images_too_large(
+        mode, frames, round(source.duration * frames.fps), _run_bytes(model, name, frames, source, settings)
+    )
+    report, scratch = Report(), temporary_folder()
+    host = ComfyHost(hidden.unique_id, report)
+    if model is None:
+        gc.collect()  # the model that an earlier run loaded for itself may still be in memory
+        model = load_model(name)
+    runtime = _runtime(settings, model, host)
+    host.begin(model, runtime, warnings)
     with OutputBuffer(scratch) as collector:
-        host = ComfyHost(hidden.unique_id, report)
-        if model is None:
-            model, warnings = load_default(settings["allow_demo"])
-            warnings = [in_comfy_words(warning) for warning in warnings]
-        runtime = _runtime(settings, model, host)
-        working = _working_memory(_forecast(runtime.info, model, frames, sound, settings), model)
-        blocked = blocked or no_images(mode, frames, sound, working)
-        host.begin(model, runtime, warnings)
         LipSyncPipeline(model.bundle, runtime, model.latents).run(
-            inputs.source,
-            inputs.audio,
-            target.draft,
+            frames,
+            source,
+            draft.path,
             options,
             mask=inputs.mask,
             report=report,
             collector=None if blocked else collector,
             scratch=scratch,
-            metadata=workflow_of(hidden),
+            metadata=workflow_metadata(hidden),
         )
-        result, path, saved = target.publish()
-        collected, blocked = (None, blocked) if blocked else images_of(collector, path)
+        path, saved = draft.publish()
+        clip = open_clip(path)
+        if mode == "frames":  # the file in temp exists as long as the VIDEO does
+            delete_with(clip, path)
+        collected, blocked = (None, blocked) if blocked else collected_images(collector, path)
     host.finish(saved)
     ThroughputHistory().record_run(runtime.info, model.bundle.config, options, report)
     text = json.dumps({"output": str(path), "warnings": warnings, **asdict(report)}, indent=2)
-    return Synced(result, path, saved, collected, blocked, text)
+    return SyncResult(LazyVideo(clip), path, saved, collected, blocked, text)
+
+
+def plan_text(video: Any, audio: Any, model: SyncModel | None, settings: dict[str, Any]) -> str:
+    """Return the memory plan of a run with these links and widgets as text; loads nothing."""
+    frames = None if video is None else clip_of(video, DEFAULT_FPS).frames
+    source = None if audio is None else audio_source(audio)
+    return _estimate(model, "1.6", frames, source, settings).text()
+
+
+def _frames(video: Any, images: Any, fps: float) -> FrameSource:
+    if (video is None) == (images is None):
+        state = "neither video nor images is" if video is None else "both video and images are"
+        raise InputError(f"In this node {state} connected; connect one of them.")
+    return clip_of(images if video is None else video, fps).frames
+
+
+def _default(allow_demo: bool) -> tuple[str, list[str]]:
+    """Return the name of the model for a node to which none is connected, and warnings."""
+    name, missing = choose_default(allow_demo)
+    if missing is None:
+        return name, []
+    return name, [f"The small demo model is used, and its quality is poor. {error_text(missing)}"]
 
 
 def _options(settings: dict[str, Any]) -> SyncOptions:
-    chosen = settings["face_selection"]
+    selection = settings["face_selection"]
     return SyncOptions(
         seed=settings["seed"],
         steps=settings["inference_steps"],
         guidance=settings["lips_expression"],
-        face_index=settings["face_index"] if chosen == "index" else None,
-        face_at=(settings["face_x"], settings["face_y"]) if chosen == "position" else None,
+        face_index=settings["face_index"] if selection == "index" else None,
+        face_at=(settings["face_x"], settings["face_y"]) if selection == "position" else None,
         missing_face=settings["missing_face"],
         allow_frame_windows=settings.get("allow_frame_windows", False),
         allow_lower_resolution=settings.get("allow_lower_resolution", False),
         allow_cpu=settings.get("allow_cpu", False),
+        allow_vae_tiling=settings.get("allow_vae_tiling", False),
+        allow_int8=settings.get("allow_int8", False),
     )
 
 
@@ -125,17 +171,35 @@ def _offload(model: SyncModel) -> bool | None:
     return model.offload
 
 
-def _forecast(
-    info: DeviceInfo,
+def _run_bytes(
     model: SyncModel | None,
+    name: str,
+    frames: FrameSource,
+    source: AudioSource,
+    settings: dict[str, Any],
+) -> int:
+    """Return the bytes of main memory that a run still has to allocate; a given model's weights are there already."""
+    weights = 0
+    if model is not None:
+        weights = model.shape.unet_bytes + model.shape.vae_bytes + model.shape.other_bytes
+    return max(_estimate(model, name, frames, source, settings).ram - weights, 0)
+
+
+def _estimate(
+    model: SyncModel | None,
+    name: str,
     frames: FrameSource | None,
-    sound: tuple[Any, int] | None,
+    source: AudioSource | None,
     settings: dict[str, Any],
 ) -> RunEstimate:
+    """Estimate a run of `model`, or where it is None of the published model `name`."""
+    info = probe(compute_device())
+    if settings["vram_limit_gb"]:
+        info = info.limited_to(settings["vram_limit_gb"])
     return estimate_run(
         info,
-        ModelConfig.published("1.6") if model is None else model.bundle.config,
-        video_shape(frames, None if sound is None else open_audio(sound)),
+        ModelConfig.published(name) if model is None else model.bundle.config,
+        video_shape(frames, source),
         memory_mode=settings["memory_mode"],
         dtype=None if model is None else model.dtype,
         steps=settings["inference_steps"],
@@ -143,18 +207,3 @@ def _forecast(
         shape=None if model is None else model.shape,
         offload=None if model is None else _offload(model),
     )
-
-
-def _working_memory(foreseen: RunEstimate, model: SyncModel) -> int:
-    """Bytes of main memory that a run will take beside the weights, which are there already."""
-    weights = model.shape.unet_bytes + model.shape.vae_bytes + model.shape.other_bytes
-    return max(foreseen.ram - weights, 0)
-
-
-def foresee(video: Any, audio: Any, model: SyncModel | None, settings: dict[str, Any]) -> str:
-    """What a run with these links and widgets would take, as text; loads nothing."""
-    info = probe(compute_device())
-    if settings["vram_limit_gb"]:
-        info = info.limited_to(settings["vram_limit_gb"])
-    frames = None if video is None else clip_of(video, DEFAULT_FPS).frames
-    return _forecast(info, model, frames, None if audio is None else samples_of(audio), settings).text()

@@ -1,4 +1,4 @@
-"""ComfyUI's VIDEO and AUDIO over clips that are read only when somebody asks."""
+"""ComfyUI's VIDEO and AUDIO over clips that are decoded on demand."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ..errors import AudioError, OutputError, VideoError
 from ..video.clip import Clip, open_clip, write_clip
 from ..video.length import count_frames
 from ..video.tensor import FrameTensor, TensorSource
-from .files import as_text, temporary_file
+from .outputs import temporary_file, text_metadata
 
-_CRF = 16  # quality of H.264 where nobody says
-_SPARE = 16  # frames beyond those the container promised that are still taken into a tensor
+_CRF = 16  # default quality of H.264
+_SPARE = 16  # frames that may come beyond the number in the container's header
 
 
 class LazyVideo(Input.Video):
-    """A Clip as ComfyUI's VIDEO: frames are decoded one at a time, by whoever reads them."""
+    """A Clip as ComfyUI's VIDEO; each reader decodes the frames one at a time."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -40,21 +40,21 @@ class LazyVideo(Input.Video):
 
     @property
     def clip(self) -> Clip:
-        """The clip; raises VideoError if its file went, for ComfyUI keeps a node's output longer than people do."""
+        """The clip; raises VideoError if its file is gone: ComfyUI caches outputs for longer than files last."""
         if _file_size(self._clip.file) != self._size:
             raise VideoError(
-                f"{self._clip.file} was moved, deleted or replaced after a node had given it out; change an input "
+                f"{self._clip.file} was moved, deleted or replaced after a node had returned it; change an input "
                 "of that node, such as its seed, to run it again."
             )
         return self._clip
 
     def get_stream_source(self) -> str:
-        """A file with this video: the one it comes from, else one encoded into the temp folder, once."""
+        """Return a file with this video: its source file, else one that is encoded into the temp folder once."""
         if self.clip.file is not None:
             return str(self.clip.file)
-        if self._encoded is None or not self._encoded.exists():  # somebody may have emptied the folder
+        if self._encoded is None or not self._encoded.exists():  # the temp folder may have been emptied
             path = temporary_file(".mp4")
-            write_clip(self.clip, path, tick=ticker(self.clip))
+            write_clip(self.clip, path, tick=progress_callback(self.clip))
             weakref.finalize(self, path.unlink, missing_ok=True)
             self._encoded = path
         return str(self._encoded)
@@ -68,20 +68,26 @@ class LazyVideo(Input.Video):
         crf: float | None = None,
         **_newer: Any,
     ) -> None:
-        """Write an .mp4 with H.264, frame by frame; what lies in such a file already is copied as it is."""
+        """Write an .mp4 with H.264, frame by frame; a source file of that kind is remuxed instead."""
         if format not in ("auto", "mp4") or codec not in ("auto", "h264"):
             raise OutputError(f"{format} with {codec} is not supported here; choose auto, or mp4 with h264.")
         target = temporary_file(".mp4") if hasattr(path, "write") else Path(path)
         quality = _CRF if crf is None else round(crf)
-        write_clip(self.clip, target, crf=quality, metadata=as_text(metadata), tick=ticker(self.clip))
+        write_clip(
+            self.clip,
+            target,
+            crf=quality,
+            metadata=text_metadata(metadata),
+            tick=progress_callback(self.clip),
+        )
         if hasattr(path, "write"):
             with target.open("rb") as file:
                 shutil.copyfileobj(file, path)
             target.unlink()
 
     def get_components(self) -> Types.VideoComponents:
-        """Everything at once: 12 bytes of RAM a pixel and frame. Raises VideoError if they are not free."""
-        frames, tick = self.clip.frames, ticker(self.clip)
+        """Return all frames and samples in memory, 12 bytes per pixel. Raises VideoError if that does not fit."""
+        frames, tick = self.clip.frames, progress_callback(self.clip)
         count = count_frames(frames)
         size, free = FrameTensor.bytes_for(count, frames.height, frames.width), available_ram()
         if size > free:
@@ -100,37 +106,37 @@ class LazyVideo(Input.Video):
         return Types.VideoComponents(images=images.images, audio=audio, frame_rate=frames.fps)
 
     def get_dimensions(self) -> tuple[int, int]:
-        """Width and height."""
+        """Return width and height in pixels."""
         return self.clip.frames.width, self.clip.frames.height
 
     def get_duration(self) -> float:
-        """Seconds."""
+        """Return the duration in seconds."""
         return float(count_frames(self.clip.frames) / self.clip.frames.fps)
 
     def get_frame_count(self) -> int:
-        """As the container promises."""
+        """Return the number of frames by the container's header."""
         return count_frames(self.clip.frames)
 
     def get_frame_rate(self) -> Fraction:
-        """Frames a second, exactly."""
+        """Return the exact number of frames per second."""
         return self.clip.frames.fps
 
     def as_trimmed(
         self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False
     ) -> LazyVideo | None:
-        """The part from `start_time` on (negative: so long before the end), `duration` long (0: to the end).
+        """Return the part from `start_time` (negative: counted from the end), `duration` seconds long (0: to the end).
 
-        None where that is not there.
+        Returns None if the video has no such part.
         """
-        fps, start = self.clip.frames.fps, _begin(self.clip, start_time or 0)
+        fps, start = self.clip.frames.fps, _start_of(self.clip, start_time or 0)
         left = self.get_frame_count() - round(start * fps)
         if left <= 0 or (strict_duration and round(Fraction(duration or 0) * fps) > left):
             return None
-        return LazyVideo(_between(self.clip, start, duration or 0))
+        return LazyVideo(_cut(self.clip, start, duration or 0))
 
 
 class LazyAudio(Mapping[str, Any]):
-    """The sound of a clip as ComfyUI's AUDIO, decoded when it is first looked at."""
+    """Audio of a clip as ComfyUI's AUDIO, decoded when it is first read."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -141,7 +147,7 @@ class LazyAudio(Mapping[str, Any]):
             sound = self._clip.read_audio()
             if sound is None:
                 raise AudioError(
-                    "The video has no sound, or none in the chosen part; load a sound from another file."
+                    "The video has no audio, or none in the chosen part; load audio from another file."
                 )
             self._audio = as_audio(*sound)
         return self._audio[key]
@@ -154,13 +160,13 @@ class LazyAudio(Mapping[str, Any]):
 
 
 def clip_of(video: Input.Video | torch.Tensor | None, fps: float) -> Clip:
-    """Any VIDEO, or IMAGE at `fps`, as a Clip; files are read with our decoders, tensors in place.
+    """Return any VIDEO, or IMAGE at `fps`, as a Clip; files are read with this pack's decoder, tensors in place.
 
-    Sound in memory is checked when somebody reads it. Raises VideoError for what is no video.
+    Audio in memory is checked when it is read. Raises VideoError for anything else.
     """
     if video is None:
         raise VideoError(
-            "The node connected to video gave nothing; expected VIDEO or IMAGE: look at that node."
+            "The node connected to video returned nothing; expected VIDEO or IMAGE. Check that node."
         )
     if isinstance(video, LazyVideo):
         return video.clip
@@ -170,71 +176,80 @@ def clip_of(video: Input.Video | torch.Tensor | None, fps: float) -> Clip:
         parts = video.get_components()
         sound = None if parts.audio is None else partial(samples_of, parts.audio)
         return Clip(TensorSource(parts.images, parts.frame_rate), sound)
-    source = None if _edited(video) else video.get_stream_source()
+    source = None if _has_edits(video) else video.get_stream_source()
     if isinstance(source, str):
-        return _trimmed(open_clip(source), video)
+        return _trim(open_clip(source), video)
     path = temporary_file(".mp4")
     if source is None:
         video.save_to(str(path))
-        return _owned(path)
+        return _open_temporary(path)
     path.write_bytes(source.getbuffer())
-    return _trimmed(_owned(path), video)
+    return _trim(_open_temporary(path), video)
 
 
-# ComfyUI 0.4 and later crop, scale and cut a VIDEO without making another file; before, neither method exists.
+# ComfyUI 0.4 and later crop, scale and trim a VIDEO without writing a file; earlier versions lack both methods.
 
 
-def _edited(video: Input.Video) -> bool:
+def _has_edits(video: Input.Video) -> bool:
     pending = getattr(video, "has_pending_frame_edits", None)
     return bool(pending and pending())
 
 
-def _trimmed(clip: Clip, video: Input.Video) -> Clip:
+def _trim(clip: Clip, video: Input.Video) -> Clip:
     window = getattr(video, "get_active_trim_window", None)
     if window is None:
         return clip
     start, duration = window()
-    return _between(clip, _begin(clip, start), duration)
+    return _cut(clip, _start_of(clip, start), duration)
 
 
-def _begin(clip: Clip, start: float) -> Fraction:
-    """Seconds from the beginning; ComfyUI counts a negative start from the end."""
+def _start_of(clip: Clip, start: float) -> Fraction:
+    """Return seconds from the beginning; ComfyUI counts a negative start from the end."""
     if start >= 0:
         return Fraction(start)
     return max(count_frames(clip.frames) / clip.frames.fps + Fraction(start), Fraction(0))
 
 
-def _between(clip: Clip, start: Fraction, duration: float) -> Clip:
-    """The part from `start` seconds on, `duration` long; 0: to the end."""
+def _cut(clip: Clip, start: Fraction, duration: float) -> Clip:
+    """Return the part from `start` seconds, `duration` seconds long; 0: to the end."""
     fps = clip.frames.fps
     return clip.select(round(start * fps), round(Fraction(duration) * fps) or None)
 
 
+def audio_source(audio: Mapping[str, Any] | None) -> ArrayAudio:
+    """Return AUDIO as a checked source of samples; raises AudioError for anything else."""
+    if audio is None:  # from ComfyUI's own nodes for a video without audio
+        raise AudioError("The video that the audio comes from has none; load audio from another file.")
+    return ArrayAudio(audio["waveform"], audio["sample_rate"])
+
+
 def samples_of(audio: Mapping[str, Any] | None) -> tuple[np.ndarray, int]:
-    """AUDIO as float32 [channels, t] and the sample rate; raises AudioError for what is none."""
-    if audio is None:  # what ComfyUI's own nodes give for a video without sound
-        raise AudioError("The video that the audio comes from has no sound; load a sound from another file.")
-    checked = ArrayAudio(audio["waveform"], audio["sample_rate"])
-    return to_float(checked.samples), checked.rate
+    """Return AUDIO as float32 [channels, t] and the sample rate; raises AudioError for anything else."""
+    source = audio_source(audio)
+    return to_float(source.samples), source.rate
 
 
 def as_audio(samples: np.ndarray, rate: int) -> dict[str, Any]:
-    """Float32 [channels, t] as AUDIO."""
+    """Return float32 [channels, t] as AUDIO."""
     return {"waveform": torch.from_numpy(np.ascontiguousarray(samples))[None], "sample_rate": rate}
 
 
-def ticker(clip: Clip) -> Callable[[int], None]:
-    """Shows how many frames are done on the node; raises when the user stops the run."""
+def progress_callback(clip: Clip) -> Callable[[int], None]:
+    """Return a function that shows the number of finished frames on the node; it raises if the run is cancelled."""
     return comfy.utils.ProgressBar(count_frames(clip.frames)).update_absolute
 
 
-def _owned(path: Path) -> Clip:
-    """A file of ours as a Clip that takes it along when it goes."""
-    clip = open_clip(path)
+def delete_with(clip: Clip, path: Path) -> None:
+    """Delete the file at `path` when the frames of `clip` are no longer referenced."""
     weakref.finalize(clip.frames, path.unlink, missing_ok=True)
+
+
+def _open_temporary(path: Path) -> Clip:
+    clip = open_clip(path)
+    delete_with(clip, path)
     return clip
 
 
 def _file_size(path: Path | None) -> int | None:
-    """Bytes; None where there is no file. Times are no sign: network drives change them on their own."""
+    """Return bytes, or None if there is no file. Times are not compared: network drives change them on their own."""
     return path.stat().st_size if path is not None and path.exists() else None

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import FACE_DETECTORS
-from ..errors import CheckpointError, InputError
-from ..weights.checkpoints import COMMAND, FACE_FILES, faces_folder
+from ..errors import CheckpointError, InputError, Remedy
+from ..weights.checkpoints import FACE_FILES, faces_folder
 from .detect import FaceDetector
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def load_detector(
     missing = [path.name for path in (detection, landmark) if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"The face models {' and '.join(missing)} are not in {folder}; run: {COMMAND} faces"
+            f"The face models {' and '.join(missing)} are not in {folder}.",
+            remedies=(Remedy.DOWNLOAD_FACES,),
         )
     if backend == "opencv":
         from .opencv import OpenCVDetector

@@ -12,7 +12,7 @@ import torch
 
 from ...memsafe import Runtime, Task
 from ..config import MissingFace, SyncOptions
-from ..errors import FaceError
+from ..errors import FaceError, Remedy
 from .align import Template
 from .cuts import CutDetector
 from .detect import Face, FaceDetector
@@ -109,8 +109,9 @@ class FaceLocator:
         if placement.points is None:
             if self._options.missing_face is MissingFace.ERROR:
                 raise FaceError(
-                    f"No usable face in frame {number} of the video; expected one in every frame. Allow frames "
-                    "without a face (missing_face=keep), or cut them out."
+                    f"No usable face in frame {number} of the video; expected one in every frame. Cut out the frames "
+                    "without a face.",
+                    remedies=(Remedy.KEEP_MISSING_FACES,),
                 )
             self._known.extend([float("nan")] * 7)
             return LocatedFrame(frame, None, 0.0, number)

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError
-from ..weights.checkpoints import COMMAND
+from ..errors import CheckpointError, Remedy
 
 
 class TfliteGraph(nn.Module):
@@ -82,7 +81,9 @@ class _Reader:
         self.path = path
         data = path.read_bytes()
         if data[4:8] != b"TFL3":
-            raise CheckpointError(f"{path} is not a .tflite file; delete it and run: {COMMAND} faces")
+            raise CheckpointError(
+                f"{path} is not a .tflite file; delete it.", remedies=(Remedy.DOWNLOAD_FACES,)
+            )
         self.model = tflite.Model.GetRootAsModel(data, 0)
         self.graph = self.model.Subgraphs(0)
         self.input = int(self.graph.Inputs(0))
@@ -144,7 +145,7 @@ class _Reader:
 
     def unsupported(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} has {what}, which no face model uses; delete it and run: {COMMAND} faces"
+            f"{self.path} has {what}, which no face model uses; delete it.", remedies=(Remedy.DOWNLOAD_FACES,)
         )
 
     def padded(self, options: Any, tensor: int, kernel: tuple[int, int], fill: float) -> nn.Module | None:

@@ -13,7 +13,7 @@ from ...memsafe import MemoryPlan
 from ...memsafe.device.memory import free_disk
 from ...memsafe.storage.frame_codec import KEYFRAME_INTERVAL, FrameDataError
 from ...memsafe.storage.frame_pool import FramePool, Level, PoolBudget, PoolFullError
-from ..errors import OutputError, VideoError
+from ..errors import OutputError, Remedy, VideoError
 
 RAM_BYTES = 32 * 2**20  # in total, however long the video is
 _RESERVE_SHARE = 8  # of the plan's RAM for frames and caches, used only where the disk is full
@@ -106,7 +106,8 @@ class ReplayBuffer:
             raise OutputError(
                 "The video can be read only once, and its frames, which are shown again, cannot be written into "
                 f"{self._folder} ({reason} after {len(self._pool)} frames); free disk space there, save the video "
-                "as a file first, or choose extend=freeze or extend=cut."
+                "as a file first.",
+                remedies=(Remedy.FREEZE_LAST_FRAME,),
             ) from error
 
     def _get(self, index: int) -> np.ndarray:

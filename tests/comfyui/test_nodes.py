@@ -1,7 +1,6 @@
-"""The sync nodes in a fake ComfyUI: what they are, what they hand over, and how they behave as guests."""
+"""The nodes in a fake ComfyUI: what they pass on, and how they use its memory, progress and cancelling."""
 
 import asyncio
-import gc
 import json
 import re
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -56,6 +54,19 @@ def networks() -> Any:
     return replace(bundle, config=replace(bundle.config, resolution=64))
 
 
+@pytest.fixture
+def free_memory(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that sets what the nodes read as free main memory, in this order; the last answer stays."""
+
+    def set_to(*answers: int) -> None:
+        left = list(answers)
+        monkeypatch.setattr(
+            comfy[1].outputs, "available_ram", lambda: left.pop(0) if len(left) > 1 else left[0]
+        )
+
+    return set_to
+
+
 def images() -> torch.Tensor:
     """Frames as ComfyUI has them: bytes over 255."""
     pixels = np.random.default_rng(2).integers(0, 256, (4, 40, 36, 3), np.uint8)
@@ -82,34 +93,18 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_the_nodes_are_as_saved_workflows_know_them(comfy: Any) -> None:
-    _, pack = comfy
-    nodes = asyncio.run(asyncio.run(pack.nodes.comfy_entrypoint()).get_node_list())
-    schemas = {node.define_schema().node_id: node.define_schema() for node in nodes}
-    assert {"LatentSync16MEMSAFE", "LatentSyncModelLoader", "LatentSyncMemoryPlan"} <= set(schemas)
-    assert {schema.category for schema in schemas.values()} == {"LatentSync"}
-    sync = schemas["LatentSync16MEMSAFE"]
-    # In saved workflows values are known by their place: new inputs may only follow.
-    assert [i.id for i in sync.inputs] == [
-        *("audio", "video", "images", "fps", "model", "mask", "seed", "lips_expression", "inference_steps"),
-        *("memory_mode", "attention_mode", "output_mode", "vram_limit_gb", "face_selection", "face_index"),
-        *("face_x", "face_y", "missing_face", "allow_demo"),
-        *("allow_frame_windows", "allow_lower_resolution", "allow_cpu"),  # optional in API-format prompts
-    ]
-    later = ["allow_frame_windows", "allow_lower_resolution", "allow_cpu"]
-    assert [i.id for i in sync.inputs if i.optional] == ["video", "images", "model", "mask", *later]
-    assert [(o.kind, o.settings["display_name"]) for o in sync.outputs] == [
-        ("IMAGE", "images"),
-        ("AUDIO", "audio"),
-        ("STRING", "video_path"),
-        ("VIDEO", "video"),
-        ("STRING", "report"),
-    ]
-    defaults = {i.id: i.default for i in sync.inputs}
-    assert (defaults["seed"], defaults["lips_expression"], defaults["inference_steps"]) == (1247, 1.5, 20)
-    for schema in schemas.values():
-        assert all(i.settings["tooltip"] for i in schema.inputs)
-        assert all(o.id is None for o in schema.outputs)  # ComfyUI refuses an id that is an input's too
+def test_the_seed_has_no_second_widget(comfy: Any) -> None:
+    """Saved workflows hold values by position, and a control after generation would take one."""
+    widgets = {widget.id: widget for widget in comfy[1].nodes.LatentSync16MEMSAFE.define_schema().inputs}
+    assert widgets["seed"].settings["control_after_generate"] is False
+
+
+def test_the_loader_refuses_unknown_choices(comfy: Any) -> None:
+    loader = comfy[1].nodes.LatentSyncModelLoader
+    assert loader.validate_inputs(checkpoint="demo", precision=None, offload="auto") is True
+    assert loader.validate_inputs(offload="maybe") == (
+        "offload is 'maybe'; expected one of: auto, always, never."
+    )
 
 
 def test_every_widget_reaches_the_run(comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,10 +117,10 @@ def test_every_widget_reaches_the_run(comfy: Any, networks: Any, monkeypatch: py
             seen.update(attention=self.runtime.attention_mode)
             return super().run(source, audio, output, replace(options, steps=1), **more)
 
-    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", Recorder)
+    monkeypatch.setattr(pack.sync, "LipSyncPipeline", Recorder)
     run(
         pack,
-        pack.comfy_models.SyncModel(networks),
+        pack.models.SyncModel(networks),
         seed=5,
         inference_steps=7,
         lips_expression=2.5,
@@ -142,16 +137,8 @@ def test_every_widget_reaches_the_run(comfy: Any, networks: Any, monkeypatch: py
     assert seen["options"] == expected
     assert seen["fps"] == Fraction(30_000, 1001) and seen["attention"] == "standard"
     assert seen["plan"].memory_mode.value == "conservative" and seen["info"].limit == 3 * 2**30
-    run(pack, pack.comfy_models.SyncModel(networks, attention="flash"), face_selection="index")
+    run(pack, pack.models.SyncModel(networks, attention="flash"), face_selection="index")
     assert seen["options"].face_index == 0 and seen["attention"] == "flash"
-
-
-def test_wrong_choices_are_named(comfy: Any) -> None:
-    node = comfy[1].nodes.LatentSync16MEMSAFE
-    assert node.validate_inputs(memory_mode="balanced", output_mode=None) is True
-    assert node.validate_inputs(output_mode="gif") == (
-        "output_mode is 'gif'; expected one of: auto, video_file, frames."
-    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +153,7 @@ def test_wrong_choices_are_named(comfy: Any) -> None:
         (
             "sync",
             {"face_selection": "position", "face_x": 500},
-            "face_x and face_y are (500, 0), outside the ",
+            "face_x and face_y must be pixel coordinates inside the video of 144x160; got (500, 0).",
         ),
         ("plan", {"memory_mode": "fast"}, "memory_mode is 'fast'; expected one of: conservative, "),
         ("plan", {"inference_steps": -1}, "inference_steps is -1; expected 1 to 999."),
@@ -175,7 +162,7 @@ def test_wrong_choices_are_named(comfy: Any) -> None:
         ("load", {"checkpoint": "2.0"}, "checkpoint is '2.0'; expected one of: 1.6, 1.5, demo."),
     ],
 )
-def test_values_over_links_are_held_to_the_widgets(
+def test_values_over_links_must_be_in_the_widgets_range(
     comfy: Any, node: str, given: dict[str, Any], message: str
 ) -> None:
     """ComfyUI checks only those that are set in the node itself."""
@@ -190,11 +177,11 @@ def test_values_over_links_are_held_to_the_widgets(
         kind.execute(**{**usual, **links, **given})
 
 
-def test_images_are_the_frames_before_they_were_encoded(comfy: Any, networks: Any, tmp_path: Path) -> None:
+def test_images_are_the_frames_before_encoding(comfy: Any, networks: Any, tmp_path: Path) -> None:
     _, pack = comfy
     given = audio()
     values = pack.nodes.LatentSync16MEMSAFE.execute(
-        given, images=images(), model=pack.comfy_models.SyncModel(networks), **widgets(pack)
+        given, images=images(), model=pack.models.SyncModel(networks), **widgets(pack)
     ).values
     frames, sound, path, video, report = values
     source = ArraySource((images() * 255).round().byte().numpy(), 25)
@@ -210,173 +197,99 @@ def test_images_are_the_frames_before_they_were_encoded(comfy: Any, networks: An
     assert (facts["frames"], facts["output"], facts["warnings"]) == (FRAMES, path, [])
 
 
-@pytest.mark.parametrize(
-    ("mode", "free", "place"),
-    [("video_file", 2**40, "output"), ("auto", 1, "output"), ("frames", 2**40, "temp")],
-)
-def test_images_only_where_they_are_wanted_and_fit(
-    comfy: Any,
-    networks: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str,
-    free: int,
-    place: str,
+def test_images_are_returned_only_if_wanted_and_if_they_fit(
+    comfy: Any, networks: Any, tmp_path: Path, free_memory: Any
 ) -> None:
     _, pack = comfy
-    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: free)
-    first, _, path, *_ = run(pack, pack.comfy_models.SyncModel(networks), output_mode=mode)
-    assert Path(path).is_relative_to(tmp_path / place)
-    if mode == "frames":
-        assert len(first) == FRAMES
-    else:
-        assert "video output" in first.message or "video or video_path output" in first.message
+    model = pack.models.SyncModel(networks)
+    free_memory(2**40)
+    first, _, path, *_ = run(pack, model, output_mode="video_file")
+    assert "with output_mode video_file" in first.message and Path(path).is_relative_to(tmp_path / "output")
+    first, _, path, *_ = run(pack, model, output_mode="frames")
+    assert len(first) == FRAMES and Path(path).is_relative_to(tmp_path / "temp")
+    free_memory(1)
+    first, _, path, *_ = run(pack, model, output_mode="auto")
+    assert "take 0.0 GiB as images" in first.message and Path(path).is_relative_to(tmp_path / "output")
 
 
-def test_where_memory_has_gone_by_the_end_the_video_is_there(
-    comfy: Any, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_video_remains_if_memory_is_too_small_for_the_images_at_the_end(
+    comfy: Any, networks: Any, tmp_path: Path, free_memory: Any
 ) -> None:
     _, pack = comfy
-    answers = iter([2**40, 2**40, 1])
-    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: next(answers))
-    first, _, path, video, _ = run(pack, pack.comfy_models.SyncModel(networks), output_mode="frames")
-    assert "GiB of memory more" in first.message and path in first.message
+    free_memory(2**40, 1)
+    first, _, path, video, _ = run(pack, pack.models.SyncModel(networks), output_mode="frames")
+    assert "GiB more memory" in first.message and path in first.message
     assert video.get_frame_count() == FRAMES
     assert [Path(name).name for name in files(tmp_path / "temp")] == [Path(path).name]
 
 
-def test_auto_keeps_no_images_that_nothing_is_connected_to(
-    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch
+def test_images_that_cannot_fit_beside_the_run_are_refused_before_a_model_is_loaded(
+    comfy: Any, networks: Any, free_memory: Any
 ) -> None:
-    """And the result without them is no result any more once something is."""
+    _, pack = comfy
+    free_memory(FRAMES * 160 * 144 * 12)  # the images alone would fit
+    for model in (
+        None,
+        pack.models.SyncModel(networks),
+    ):  # None: loading would fail, for there are no face models
+        with pytest.raises(
+            InputError, match=r"output_mode is frames, but 20 frames of 144x160 .* beside the run"
+        ):
+            run(pack, model, output_mode="frames")
+
+
+def test_auto_makes_images_only_for_connected_nodes(comfy: Any, networks: Any) -> None:
+    """A cached result without images is not reused once something is connected to them."""
     fake, pack = comfy
-    node, model = pack.nodes.LatentSync16MEMSAFE, pack.comfy_models.SyncModel(networks)
+    node = pack.nodes.LatentSync16MEMSAFE
     connected, unconnected = fake.prompt, {**fake.prompt, "8": {"inputs": {"video": ["7", 3], "n": 0}}}
     assert node.fingerprint_inputs(output_mode="auto") is True
     fake.prompt = unconnected
-    monkeypatch.setattr(pack.comfy_results.OutputBuffer, "add", lambda *frame: pytest.fail("kept"))
-    assert "nothing was connected" in run(pack, model)[0].message
-    without = node.fingerprint_inputs(**widgets(pack))
-    fake.prompt = {"9": {"inputs": {}}}  # the node that runs was put there by another one
-    assert node.fingerprint_inputs(**widgets(pack)) is True
+    assert "nothing was connected" in run(pack, pack.models.SyncModel(networks))[0].message
+    assert node.fingerprint_inputs(output_mode="auto") is False
+    fake.prompt = {"9": {"inputs": {}}}  # the executed node was created by another one
+    assert node.fingerprint_inputs(output_mode="auto") is True
     fake.prompt = connected
-    assert node.fingerprint_inputs(**widgets(pack)) is True is not without
-    for mode in ("video_file", "frames"):  # where it changes nothing
-        assert node.fingerprint_inputs(output_mode=mode) is without
+    for mode in ("video_file", "frames"):  # connections make no difference
+        assert node.fingerprint_inputs(output_mode=mode) is False
 
 
-def test_frames_leave_no_file_but_that_of_the_last_run(comfy: Any, networks: Any, tmp_path: Path) -> None:
-    _, pack = comfy
-    model, video = pack.comfy_models.SyncModel(networks), None
-    for _ in range(3):
-        _, _, path, video, _ = run(
-            pack, model, output_mode="frames"
-        )  # ComfyUI's cache lets go of the one before
-        gc.collect()
-        assert files(tmp_path / "temp") == [str(Path(path).relative_to(tmp_path / "temp"))]
-        assert video.get_frame_count() == FRAMES and Path(video.get_stream_source()).is_file()
-    del video
-    gc.collect()
-    assert files(tmp_path / "temp") == files(tmp_path / "output") == []
-
-
-def test_a_name_that_another_program_took_during_the_run_stays_its_own(
-    comfy: Any, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, pack = comfy
-    folder = tmp_path / "output" / "latentsync"
-
-    class Slow(LipSyncPipeline):
-        def run(self, *given: Any, **more: Any) -> Any:
-            report = super().run(*given, **more)
-            (folder / "LatentSync_00001_.mp4").write_text("another's")
-            return report
-
-    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", Slow)
-    path = Path(run(pack, pack.comfy_models.SyncModel(networks))[2])
-    assert (
-        path.name == "LatentSync_00002_.mp4" and (folder / "LatentSync_00001_.mp4").read_text() == "another's"
-    )
-    assert len(list(folder.iterdir())) == 2
-
-
-def test_a_name_is_given_once_even_if_two_ask_at_the_same_moment(
+def test_two_drafts_of_the_same_moment_get_different_names(
     comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both have read the folder before either has a file in it."""
-    _, pack = comfy
-    read = (str(tmp_path), "LatentSync", 7, "", "LatentSync")
-    monkeypatch.setattr(pack.comfy_files.folder_paths, "get_save_image_path", lambda *prefix: read)
-    drafts = [pack.comfy_files.Draft(str(tmp_path), "LatentSync", ".mp4") for _ in range(2)]
+    """Both have listed the folder before either has a file in it."""
+    outputs = comfy[1].outputs
+    listed = (str(tmp_path / "output"), "LatentSync", 7, "", "LatentSync")
+    monkeypatch.setattr(outputs.folder_paths, "get_save_image_path", lambda *prefix: listed)
+    drafts = [outputs.Draft(outputs.io.FolderType.output, "LatentSync", ".mp4") for _ in range(2)]
     for number, draft in enumerate(drafts):
         draft.path.write_text(str(number))
     assert [draft.publish()[0].name for draft in drafts] == ["LatentSync_00007_.mp4", "LatentSync_00008_.mp4"]
-    assert [(tmp_path / name).read_text() for name in files(tmp_path)] == ["0", "1"]
+    assert [(tmp_path / "output" / name).read_text() for name in files(tmp_path / "output")] == ["0", "1"]
 
 
-def test_a_name_that_cannot_be_used_is_given_back(comfy: Any, tmp_path: Path) -> None:
-    target = comfy[1].comfy_results.Target("video_file")  # whose draft nobody has written
+def test_a_name_that_cannot_be_used_is_released(comfy: Any, tmp_path: Path) -> None:
+    outputs = comfy[1].outputs
+    draft = outputs.Draft(outputs.io.FolderType.output, "LatentSync", ".mp4")  # not written
     with pytest.raises(OutputError, match=r"00001_.mp4 cannot be written \(No such file.*\); the video is "):
-        target.publish()
+        draft.publish()
     assert files(tmp_path / "output") == []
 
 
-def test_the_file_opens_the_workflow_again(
-    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, pack = comfy
-    hidden = SimpleNamespace(
-        unique_id="7", prompt={"7": {"inputs": {}}}, extra_pnginfo={"workflow": {"id": 5}}
-    )
-    monkeypatch.setattr(pack.nodes.LatentSync16MEMSAFE, "hidden", hidden)
-    model = pack.comfy_models.SyncModel(networks)
-
-    def metadata() -> dict[str, str]:
-        with av.open(run(pack, model)[2]) as container:
-            return container.metadata
-
-    kept = metadata()
-    assert json.loads(kept["prompt"]) == hidden.prompt and json.loads(kept["workflow"]) == {"id": 5}
-    monkeypatch.setattr(pack.comfy_files.args, "disable_metadata", True)
-    assert not {"prompt", "workflow"} & set(metadata())
+def test_files_hold_the_workflow_unless_metadata_is_disabled(comfy: Any) -> None:
+    outputs = comfy[1].outputs
+    hidden = SimpleNamespace(prompt={"7": {"inputs": {}}}, extra_pnginfo={"workflow": {"id": 5}})
+    assert {name: json.loads(text) for name, text in outputs.workflow_metadata(hidden).items()} == {
+        "prompt": hidden.prompt,
+        "workflow": {"id": 5},
+    }
+    outputs.args.disable_metadata = True
+    assert outputs.workflow_metadata(hidden) == {}
 
 
-def test_frames_leave_room_for_the_run_itself(
-    comfy: Any, networks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, pack = comfy
-    model, size = pack.comfy_models.SyncModel(networks), FRAMES * 160 * 144 * 12
-    room = 10_000_000
-    real = pack.comfy_sync._working_memory
-
-    def working(foreseen: Any, of: Any) -> int:
-        plan = foreseen.plan
-        waiting = plan.decode_ahead + 2 * plan.frames_in_flight + plan.encode_ahead
-        assert real(foreseen, of) > waiting * 160 * 144 * 3  # and what the networks compute with
-        return room
-
-    monkeypatch.setattr(pack.comfy_sync, "_working_memory", working)
-    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: size + room)
-    assert len(run(pack, model, output_mode="frames")[0]) == FRAMES
-    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: size + room - 1)
-    monkeypatch.setattr(pack.comfy_sync, "LipSyncPipeline", lambda *given: pytest.fail("begun"))
-    with pytest.raises(InputError, match="of memory are free beside the run; set it to video_file"):
-        run(pack, model, output_mode="frames")
-
-
-def test_frames_that_cannot_fit_are_refused_before_anything_is_loaded(
-    comfy: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, pack = comfy
-    monkeypatch.setattr(pack.comfy_results, "available_ram", lambda: 1)
-    monkeypatch.setattr(pack.comfy_sync, "load_default", lambda allowed: pytest.fail("loaded"))
-    with pytest.raises(InputError, match="output_mode is frames, but 20 frames of 144x160 take"):
-        run(pack, None, output_mode="frames")
-
-
-def test_networks_unloaded_between_runs_and_stages_come_back(comfy: Any, networks: Any) -> None:
+def test_networks_unloaded_between_runs_and_stages_are_loaded_again(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
-    model = pack.comfy_models.SyncModel(networks)
+    model = pack.models.SyncModel(networks)
     before = run(pack, model)[0]
     assert set(fake.loads) == {networks.audio_encoder, networks.vae, networks.unet}
     for patcher in model.patchers.values():
@@ -390,7 +303,7 @@ def test_networks_unloaded_between_runs_and_stages_come_back(comfy: Any, network
                 other.evict()
         real(patchers, **how)
 
-    pack.comfy_models.comfy_memory.load_models_gpu = greedy
+    pack.models.comfy_memory.load_models_gpu = greedy
     try:
         assert torch.equal(run(pack, model)[0], before)
     finally:
@@ -398,24 +311,12 @@ def test_networks_unloaded_between_runs_and_stages_come_back(comfy: Any, network
             patcher.load()
 
 
-def test_a_network_that_leaves_again_is_not_counted_as_loaded(comfy: Any, networks: Any) -> None:
+def test_a_network_moved_to_the_cpu_is_not_loaded_again(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
-    model = pack.comfy_models.SyncModel(networks)
-    plan = Runtime.auto("cpu").plan
-    model.bring(networks.unet, False, plan)
-    assert model.patchers[networks.unet].loaded and fake.freed == []
-    pack.comfy_models.comfy_memory.is_device_cpu = lambda device: False
-    model.bring(networks.unet, True, plan)
-    assert not model.patchers[networks.unet].loaded and fake.loads == [networks.unet]
-    assert fake.freed[0] >= model.patchers[networks.unet].model_size()
-
-
-def test_a_run_that_fell_back_to_the_cpu_is_left_there(comfy: Any, networks: Any) -> None:
-    fake, pack = comfy
-    model = pack.comfy_models.SyncModel(networks)
+    model = pack.models.SyncModel(networks)
     patcher = model.patchers[networks.unet]
     patcher.load_device, patcher.loaded = torch.device("cuda"), True
-    model.bring(networks.unet, False, Runtime.auto("cpu").plan)
+    model.load(networks.unet, False, Runtime.auto("cpu").plan)
     assert not patcher.loaded and fake.loads == fake.freed == []
 
 
@@ -435,26 +336,28 @@ def test_cancel_takes_effect_within_a_step_and_leaves_nothing(
             fake.interrupted = True
             return self.unet(*inputs)
 
-    model = pack.comfy_models.SyncModel(replace(networks, unet=Impatient(networks.unet)))
+    model = pack.models.SyncModel(replace(networks, unet=Impatient(networks.unet)))
     with pytest.raises(InterruptProcessingException):
         run(pack, model, inference_steps=20, lips_expression=1.0)
     assert len(steps) == 1 and not fake.interrupted
     assert files(tmp_path / "output") == files(tmp_path / "temp") == []
 
 
-def test_cancel_seen_by_the_progress_bar_is_not_swallowed(comfy: Any, networks: Any, tmp_path: Path) -> None:
+def test_an_interrupt_raised_by_the_progress_bar_is_passed_on(
+    comfy: Any, networks: Any, tmp_path: Path
+) -> None:
     fake, pack = comfy
     fake.memory.processing_interrupted = None
-    pack.comfy_host.comfy_memory.processing_interrupted = lambda: False
+    pack.host.comfy_memory.processing_interrupted = lambda: False
     fake.interrupted = True
     with pytest.raises(InterruptProcessingException):
-        run(pack, pack.comfy_models.SyncModel(networks))
+        run(pack, pack.models.SyncModel(networks))
     assert files(tmp_path / "output") == []
 
 
-def test_the_panel_is_told_of_every_step_and_window(comfy: Any, networks: Any) -> None:
+def test_the_panel_gets_every_step_and_window(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
-    run(pack, pack.comfy_models.SyncModel(networks))
+    run(pack, pack.models.SyncModel(networks))
     assert {(event, page) for event, _, page in fake.messages} == {("latentsync.memsafe.progress", "page")}
     told = [payload for _, payload, _ in fake.messages]
     assert [p["stage"] for p in told] == ["load", "prepare", *["sync"] * 6, "done"]
@@ -471,9 +374,9 @@ def test_the_panel_is_told_of_every_step_and_window(comfy: Any, networks: Any) -
     assert len(pictures) == 2 and pictures[0][0] == "JPEG" and pictures[0][1].size == (144, 160)
 
 
-def test_a_mask_confines_the_change(comfy: Any, networks: Any) -> None:
+def test_a_mask_limits_the_changed_area(comfy: Any, networks: Any) -> None:
     _, pack = comfy
-    model = pack.comfy_models.SyncModel(networks)
+    model = pack.models.SyncModel(networks)
     free = run(pack, model)[0]
     mask = torch.zeros(1, 160, 144)
     mask[:, :, :80] = 1
@@ -483,22 +386,20 @@ def test_a_mask_confines_the_change(comfy: Any, networks: Any) -> None:
     assert torch.equal(held[:, :, 80:], source[:, :, 80:]) and torch.equal(held[:, :, :80], free[:, :, :80])
 
 
-def test_without_the_model_the_demo_or_the_names_of_the_files(
-    comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_demo_model_is_chosen_only_if_1_6_is_missing_and_it_is_allowed(
+    comfy: Any, tmp_path: Path
 ) -> None:
-    _, pack = comfy
-    loaded: list[str] = []
-    real = pack.comfy_models.load_model
-    monkeypatch.setattr(
-        pack.comfy_models,
-        "load_model",
-        lambda name: loaded.append(name) or (real(name) if name == "1.6" else name),
-    )
-    model, warnings = pack.comfy_models.load_default(allow_demo=True)
-    assert (loaded, model) == (["1.6", "demo"], "demo") and "poor" in warnings[0]
+    models = comfy[1].models
     place = tmp_path / "models" / "latentsync" / "1.6" / "latentsync_unet.pt"
+    name, missing = models.choose_default(allow_demo=True)
+    assert name == "demo" and str(place) in str(missing)
     with pytest.raises(CheckpointError, match=re.escape(str(place))):
-        pack.comfy_models.load_default(allow_demo=False)
+        models.choose_default(allow_demo=False)
+    for file in MODEL_FILES["1.6"]:
+        path = tmp_path / "models/latentsync" / file.relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert models.choose_default(allow_demo=True) == ("1.6", None)
 
 
 @pytest.mark.parametrize("files", [1, 2, 4])
@@ -506,14 +407,14 @@ def test_a_damaged_or_incomplete_model_is_not_replaced_by_the_demo(
     comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
     _, pack = comfy
-    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
-    monkeypatch.setattr(pack.comfy_models, "load_detector", lambda *how: EverySame())
+    monkeypatch.setattr(pack.models, "find_faces", lambda roots: tmp_path)
+    monkeypatch.setattr(pack.models, "load_detector", lambda *how: EverySame())
     for file in (*MODEL_FILES["1.6"], *VAE_FILES)[:files]:
         path = tmp_path / "models/latentsync" / file.relative
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"PK\x03\x04 half of it")
     with pytest.raises(CheckpointError, match=["whisper/tiny.pt", "autoencoder", "", "unet.pt"][files - 1]):
-        pack.comfy_models.load_default(allow_demo=True)
+        run(pack, None, allow_demo=True)
 
 
 def test_downloads_only_when_asked_and_only_what_is_missing(
@@ -526,8 +427,8 @@ def test_downloads_only_when_asked_and_only_what_is_missing(
         asked.append((target, root))
         progress("latentsync_unet.pt", 1, 2)
 
-    monkeypatch.setattr(pack.comfy_models, "download", download)
-    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
+    monkeypatch.setattr(pack.models, "download", download)
+    monkeypatch.setattr(pack.models, "find_faces", lambda roots: tmp_path)
     loader = pack.nodes.LatentSyncModelLoader
     how = {"checkpoint": "1.5", "precision": "auto", "attention": "as in the sync node", "offload": "auto"}
     with pytest.raises(CheckpointError):
@@ -541,21 +442,21 @@ def test_downloads_only_when_asked_and_only_what_is_missing(
         loader.execute(**how, auto_download=True)
 
 
-def test_a_download_that_stopped_before_the_autoencoder_goes_on(
+def test_an_interrupted_download_is_resumed_for_the_autoencoder(
     comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder that has the model, whichever of several that is."""
     _, pack = comfy
     asked: list[tuple[str, Path]] = []
-    monkeypatch.setattr(pack.comfy_models, "download", lambda target, root, _: asked.append((target, root)))
-    monkeypatch.setattr(pack.comfy_models, "find_faces", lambda roots: tmp_path)
+    monkeypatch.setattr(pack.models, "download", lambda target, root, _: asked.append((target, root)))
+    monkeypatch.setattr(pack.models, "find_faces", lambda roots: tmp_path)
     other = tmp_path / "other drive"
     for name in ("latentsync_unet.pt", "whisper/tiny.pt"):
         (other / "1.6" / name).parent.mkdir(parents=True, exist_ok=True)
         (other / "1.6" / name).touch()
-    monkeypatch.setattr(pack.comfy_models, "model_roots", lambda: [tmp_path / "models/latentsync", other])
+    monkeypatch.setattr(pack.models, "model_roots", lambda: [tmp_path / "models/latentsync", other])
     with pytest.raises(CheckpointError):  # the fake download brings nothing
-        pack.comfy_models.load_model("1.6", fetch=print)
+        pack.models.load_model("1.6", fetch=print)
     assert asked == [("1.6", other)]
 
 
@@ -563,20 +464,20 @@ def test_a_download_that_stopped_before_the_autoencoder_goes_on(
     ("links", "message"),
     [({}, "neither video nor images"), ({"video": 1, "images": 2}, "both video and images")],
 )
-def test_exactly_one_picture_input(comfy: Any, links: dict[str, Any], message: str) -> None:
+def test_exactly_one_of_video_and_images_is_required(comfy: Any, links: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         comfy[1].nodes.LatentSync16MEMSAFE.execute(audio(), **links, **widgets(comfy[1]))
 
 
-def test_empty_sound_is_refused(comfy: Any) -> None:
+def test_empty_audio_is_refused(comfy: Any) -> None:
     empty = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44_100}
     with pytest.raises(AudioError, match="empty"):
         comfy[1].nodes.LatentSync16MEMSAFE.execute(empty, images=images(), **widgets(comfy[1]))
 
 
-def test_the_plan_knows_earlier_runs(comfy: Any, networks: Any) -> None:
+def test_the_plan_uses_the_times_of_earlier_runs(comfy: Any, networks: Any) -> None:
     _, pack = comfy
-    model = pack.comfy_models.SyncModel(networks)
+    model = pack.models.SyncModel(networks)
     links = {"audio": audio(), "model": model}
     settings = {"lips_expression": 1.5, "inference_steps": 2, "memory_mode": "balanced", "vram_limit_gb": 0.0}
     text = pack.nodes.LatentSyncMemoryPlan.execute(**links, **settings).values[0]
@@ -585,7 +486,7 @@ def test_the_plan_knows_earlier_runs(comfy: Any, networks: Any) -> None:
     assert "from earlier runs" in pack.nodes.LatentSyncMemoryPlan.execute(**links, **settings).values[0]
 
 
-def test_a_node_finds_the_device_by_itself(comfy: Any) -> None:
+def test_a_node_has_the_device_of_comfyui(comfy: Any) -> None:
     assert comfy[1].nodes.LatentSync16MEMSAFE().device.device == torch.device("cpu")
 
 
@@ -605,23 +506,23 @@ class Full(torch.nn.Module):
 
 def test_the_panel_counts_retries(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
-    model = pack.comfy_models.SyncModel(replace(networks, unet=Full(networks.unet, 2)))
+    model = pack.models.SyncModel(replace(networks, unet=Full(networks.unet, 2)))
     report = json.loads(run(pack, model)[4])
     assert sum(retry["count"] for retry in report["retries"]) == fake.messages[-1][1]["retries"] == 2
 
 
-def test_memory_that_ran_out_is_said_in_our_words(comfy: Any, networks: Any) -> None:
+def test_running_out_of_memory_keeps_our_message(comfy: Any, networks: Any) -> None:
     """ComfyUI adds to its own type of error that the GPU was full, and unloads everything from it."""
     _, pack = comfy
-    model = pack.comfy_models.SyncModel(replace(networks, unet=Full(networks.unet, float("inf"))))
+    model = pack.models.SyncModel(replace(networks, unet=Full(networks.unet, float("inf"))))
     with pytest.raises(MemoryLimitError, match=r"Memory ran out in denoise: it needed 2.00 GiB more"):
         run(pack, model)
-    pack.comfy_host.comfy_memory.OOM_EXCEPTION = torch.OutOfMemoryError
-    pack.comfy_host.comfy_memory.is_device_cpu = lambda device: False
+    pack.wording.comfy_memory.OOM_EXCEPTION = torch.OutOfMemoryError
+    pack.wording.comfy_memory.is_device_cpu = lambda device: False
     with (
         pytest.raises(torch.OutOfMemoryError, match="Memory ran out in denoise"),
-        pack.comfy_host.errors_for_comfy(),
+        pack.wording.errors_for_comfy(),
     ):
         raise MemoryLimitError("Memory ran out in denoise: ...", on_host=False)
-    with pytest.raises(MemoryLimitError), pack.comfy_host.errors_for_comfy():
+    with pytest.raises(MemoryLimitError), pack.wording.errors_for_comfy():
         raise MemoryLimitError("Memory ran out in paste: ...", on_host=True)

@@ -404,7 +404,7 @@ def test_a_strided_convolution_by_hand(tmp_path: Path) -> None:
 
 def test_unsupported_graphs_are_refused_by_name(tmp_path: Path) -> None:
     tiny_tflite(tmp_path / "log.tflite", "LOG", np.zeros((3, 3, 3, 2), np.float32))
-    with pytest.raises(CheckpointError, match=r"the operator LOG.*download faces"):
+    with pytest.raises(CheckpointError, match=r"the operator LOG.*ownload the face models"):
         TfliteGraph(tmp_path / "log.tflite")
     (tmp_path / "page.tflite").write_text("<html>not found</html>")
     with pytest.raises(CheckpointError, match=r"page\.tflite is not a \.tflite file"):
@@ -421,7 +421,7 @@ def test_missing_models_are_named_with_the_command(tmp_path: Path) -> None:
     assert "face_detection_full_range.tflite" in str(caught.value)
     assert "face_landmark.tflite" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
-    assert "latentsync-memsafe download faces" in str(caught.value)
+    assert "Download the face models." in str(caught.value)
     with pytest.raises(CheckpointError, match=r"det_10g\.onnx and 2d106det\.onnx not found"):
         load_detector(tmp_path, backend="insightface")
     with pytest.raises(InputError, match="auto, mediapipe, opencv, insightface"):

@@ -208,7 +208,7 @@ def test_an_ambiguous_error_ends_after_the_steps_in_its_own_words(text: str) -> 
     assert sizes == [2, 1, 1, 1]  # halved, in slices, and once more as it was
     assert str(error.value) == (
         f"Memory may have run out in denoise: {text}, with 5.00 GiB of 6.00 GiB of GPU memory free, even with one "
-        "item at a time, slicing. Try a smaller resolution or a device with more memory, or another version of "
+        "item at a time, slicing. Try a smaller resolution or a device with more memory or another version of "
         "torch or the driver."
     )
 

@@ -285,7 +285,7 @@ def test_missing_parts_of_the_installation_are_named(
     audio = write_tones(tmp_path / "tones.wav", 0.2)
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path / "nothing"))
     assert main(command(material, audio)) == 2
-    assert "run: latentsync-memsafe download faces" in capsys.readouterr().err
+    assert "Run: latentsync-memsafe download faces" in capsys.readouterr().err
     monkeypatch.setattr(demo, "PACKAGE", tmp_path)
     assert main(command(material, None)) == 2
     message = capsys.readouterr().err

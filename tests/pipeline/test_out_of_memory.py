@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, Report, SyncOptions
-from latentsync_memsafe.latentsync.errors import MemoryLimitError
+from latentsync_memsafe.latentsync.errors import MemoryLimitError, Remedy
 from latentsync_memsafe.latentsync.generator import FaceGenerator
 from latentsync_memsafe.memsafe import Runtime, plan_for, probe, runtime
 from latentsync_memsafe.memsafe.device import memory
@@ -222,7 +222,9 @@ def test_the_steps_are_taken_in_order_and_then_the_run_ends_with_an_explanation(
         "freed",
     ]
     text = str(caught.value)
-    assert "\n" not in text and "denoise" in text and "allow_frame_windows=True" in text
+    assert "\n" not in text and "denoise" in text
+    assert caught.value.remedies == (Remedy.ALLOW_INT8, Remedy.ALLOW_FRAME_WINDOWS)
+    assert "allow denoising fewer frames together" in text.lower()
     assert "of main memory free" in text
 
 

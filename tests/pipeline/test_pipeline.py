@@ -356,7 +356,7 @@ def test_inputs_that_cannot_be_used_are_refused_before_any_work(
         frames_of(pipe.stream(np.zeros((3, 32, 32, 3), np.uint8), sound(1), QUICK))
     with pytest.raises(InputError, match="16386x64; expected at most 16384"):
         frames_of(pipe.stream(np.zeros((1, 64, 16386, 3), np.uint8), sound(1), QUICK))
-    with pytest.raises(InputError, match="outside the video"):
+    with pytest.raises(InputError, match="inside the video"):
         frames_of(pipe.stream(scene(3), sound(1), replace(QUICK, face_at=(500, 10))))
     with pytest.raises(InputError, match=r"none\.mp4"):
         pipe.run(tmp_path / "none.mp4", sound(1), tmp_path / "out.mp4", QUICK)

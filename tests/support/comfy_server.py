@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a folder of its own, and what a test asks of it."""
+"""A real ComfyUI server in its own folder, and a client for tests."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "o
 
 
 class RefusedError(Exception):
-    """ComfyUI would not queue a prompt; the text holds what it says of every node."""
+    """A prompt that ComfyUI did not queue; the text holds its message for every node."""
 
 
 @dataclass
 class Run:
-    """What came of a prompt: the messages of the websocket in order, and the history's entry."""
+    """Result of a prompt: the websocket messages in order, and the history entry."""
 
     prompt_id: str
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Run:
         return [data for name, data in self.messages if name == kind]
 
     def files(self, node: str) -> list[dict[str, str]]:
-        """What a node shows: filename, subfolder and type of each file."""
+        """Return filename, subfolder and type of each file that a node shows."""
         return [file for value in self.outputs.get(node, {}).values() for file in value if _is_file(file)]
 
     def text(self, node: str) -> str:
@@ -177,7 +177,7 @@ class Server:
         return {p.relative_to(self.base).as_posix() for p in found}
 
     def path(self, file: dict[str, str]) -> Path:
-        """Where a file lies of which a node says filename, subfolder and type."""
+        """Return the path of a file from filename, subfolder and type."""
         return self.base / file["type"] / file["subfolder"] / file["filename"]
 
     def get(self, path: str) -> Any:

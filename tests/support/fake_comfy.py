@@ -1,4 +1,4 @@
-"""As much of ComfyUI as the nodes touch, in memory; the real one is tested in tests/comfyui/server."""
+"""The parts of ComfyUI that the nodes use, in memory; tests/comfyui/server has the real one."""
 
 import importlib
 import sys
@@ -14,20 +14,11 @@ import torch
 from torch import nn
 
 PACK = "latentsync_memsafe"
-NODE_MODULES = {
-    "nodes": "nodes",
-    "media_nodes": "latentsync.comfyui.media_nodes",
-    "comfy_files": "latentsync.comfyui.files",
-    "comfy_host": "latentsync.comfyui.host",
-    "comfy_models": "latentsync.comfyui.models",
-    "comfy_results": "latentsync.comfyui.outputs",
-    "comfy_sync": "latentsync.comfyui.sync",
-    "comfy_video": "latentsync.comfyui.video",
-    "sync_inputs": "latentsync.comfyui.sync_inputs",
-}
+ADAPTER = ("host", "inputs", "media", "models", "outputs", "sync", "validation", "video", "wording")
+NODE_MODULES = {"nodes": "nodes", **{name: f"latentsync.comfyui.{name}" for name in ADAPTER}}
 
 
-# Node 7 is the one that runs; another one shows its images.
+# Node 7 is the one that is executed; node 8 shows its images.
 PROMPT = {"7": {"inputs": {}}, "8": {"inputs": {"images": ["7", 0]}}}
 
 
@@ -70,7 +61,7 @@ class Kinds:
 
 
 class Patcher:
-    """ModelPatcher: holds the weights back while unloaded, so that a network cannot be used by mistake."""
+    """ModelPatcher that removes the weights while unloaded, so that an unloaded network cannot be used."""
 
     def __init__(self, model: nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
@@ -99,7 +90,7 @@ class Patcher:
 
 
 class FakeComfy:
-    """What the nodes see, and what they did: calls of the memory management, messages, progress."""
+    """State that the nodes read, and a record of their calls: memory management, messages, progress."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""What a person does on ComfyUI's page, with the mouse, through Playwright."""
+"""Actions of a user on ComfyUI's page, with the mouse, through Playwright."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Page:
         )
 
     def alerts(self) -> list[str]:
-        """What the page complains about in its corner."""
+        """Error notes in the corner of the page."""
         return self.page.locator(".p-toast-message").all_inner_texts()
 
     def prompt(self) -> dict[str, Any]:
@@ -163,11 +163,11 @@ class Page:
             self.page.evaluate(switch, False)
 
     def command(self, name: str) -> None:
-        """What a menu entry or a key does."""
+        """Execute the command of a menu entry or key."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
 
     def note_changes(self) -> None:
-        """As after every click: what has changed in the graph can be undone, and is there after a reload."""
+        """Record changes of the graph as after a click, for undo and reload."""
         self.page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
 
     def reload(self) -> None:
@@ -182,7 +182,7 @@ class Page:
         self.page.get_by_role("button", name="Run", exact=True).first.click()
 
     def wait_for_end(self, seconds: float = 180) -> tuple[str, dict[str, Any]]:
-        """How the run ended: the kind of message and its data."""
+        """Wait for the end of a run; return the kind of message and its data."""
         self.page.wait_for_function("ended.length", timeout=seconds * 1000)
         kind, data = self.page.evaluate("ended.shift()")
         return kind, data

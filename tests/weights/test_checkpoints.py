@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latentsync_memsafe.latentsync.errors import CheckpointError
+from latentsync_memsafe.latentsync.errors import CheckpointError, Remedy
 from latentsync_memsafe.latentsync.weights import checkpoints
 from latentsync_memsafe.latentsync.weights.checkpoints import (
     FACE_FILES,
@@ -63,7 +63,7 @@ def test_model_folder(tmp_path: Path) -> None:
     assert str(folder / "whisper" / "tiny.pt") in message
     assert str(folder / "latentsync_unet.pt") not in message
     assert "ByteDance/LatentSync-1.5" in message
-    assert "latentsync-memsafe download 1.5" in message
+    assert caught.value.remedies == (Remedy.DOWNLOAD_1_5,)
     (folder / "whisper" / "tiny.pt").touch()
     assert checkpoints.find_model_folder("1.5", tmp_path) == folder
     assert checkpoints.find_model_folder(folder, tmp_path) == folder
@@ -80,7 +80,7 @@ def test_demo_and_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_vae_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"sd-vae-ft-mse.*config\.json.*download 1\.6"):
+    with pytest.raises(CheckpointError, match=r"sd-vae-ft-mse.*config\.json.*ownload LatentSync 1\.6"):
         checkpoints.find_vae_folder(tmp_path)
 
 

@@ -55,7 +55,7 @@ def wait_for_video(page: Page, selector: str) -> None:
 
 
 def bar_width(page: Page) -> float:
-    """How far the panel's bar is, 0 to 100."""
+    """Return the length of the progress bar of the panel, 0 to 100."""
     return float(
         page.page.evaluate(
             f"parseFloat(document.querySelector('{PANEL} .latentsync-panel-bar > div').style.width)"
@@ -90,7 +90,7 @@ def test_node_from_the_library_is_connected_and_run_and_plays_its_video(page: Pa
     look(page, "finished")
 
 
-def test_cancelled_run_says_so_in_the_panel(page: Page) -> None:
+def test_the_panel_shows_a_cancelled_run(page: Page) -> None:
     add_sync(page, inference_steps=500)
     page.queue()
     page.page.wait_for_function(f"document.querySelector('{PANEL}').innerText.includes('Preparing')")
@@ -101,7 +101,7 @@ def test_cancelled_run_says_so_in_the_panel(page: Page) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
-def test_template_loads_and_is_its_twin(page: Page, name: str) -> None:
+def test_template_loads_and_equals_its_api_prompt(page: Page, name: str) -> None:
     page.open_template(name)
     assert page.missing() == []
     assert page.alerts() == []
@@ -129,7 +129,7 @@ def test_help_page_is_found(page_server: Server, page: Page) -> None:
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium")
-def test_panel_works_in_a_folder_with_an_awkward_name(comfy: Server) -> None:
+def test_panel_works_in_a_folder_with_spaces_and_unicode(comfy: Server) -> None:
     with open_page(comfy.url) as page:
         page.add("LatentSync16MEMSAFE", 300, 150)
         page.page.wait_for_selector(PANEL)
@@ -154,7 +154,7 @@ def test_videos_play_in_nodes_2(page: Page) -> None:
     wait_for_video(page, f"{PANEL} video")  # also when nodes are drawn as before again
 
 
-def test_results_come_back_with_the_graph(page: Page) -> None:
+def test_results_are_shown_again_with_the_graph(page: Page) -> None:
     sync, plan = add_sync(page, inference_steps=1), page.add("LatentSyncMemoryPlan", 1020, 90)
     page.page.wait_for_selector(PANEL)
     heights = [page.heights(sync), page.heights(plan)]

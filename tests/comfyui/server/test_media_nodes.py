@@ -1,4 +1,4 @@
-"""The nodes that load, fit and save, in the real ComfyUI, alone and with its own nodes."""
+"""The media nodes in the real ComfyUI, alone and with its own nodes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def saved(server: Server, prompt: Prompt, of: str) -> Path:
     return server.path(file)
 
 
-def test_every_input_and_output_is_explained(media: Server) -> None:
+def test_every_input_and_output_has_a_tooltip(media: Server) -> None:
     for name in NODES:
         info = media.get(f"/object_info/{name}")[name]
         assert info["category"] == "LatentSync" and info["description"]
@@ -72,7 +72,7 @@ def test_every_input_and_output_is_explained(media: Server) -> None:
         assert all(info["output_tooltips"]), name
 
 
-def test_a_part_is_saved_with_its_sound_and_the_workflow(media: Server) -> None:
+def test_a_part_is_saved_with_its_audio_and_the_workflow(media: Server) -> None:
     part = load("counted.mp4", force_rate=50, skip_first_frames=7, frame_load_cap=6, select_every_nth=3)
     prompt = {"1": part, "2": save(["1", 0]), "3": node("PreviewAny", source=["1", 2])}
     run = media.run(prompt)
@@ -91,14 +91,14 @@ def test_a_part_is_saved_with_its_sound_and_the_workflow(media: Server) -> None:
     assert info == {"fps": 50 / 3, "frames": 6, "width": 64, "height": 48, "duration": 6 / (50 / 3)}
 
 
-def test_an_untouched_file_is_saved_as_it_is(media: Server) -> None:
+def test_an_unchanged_file_is_remuxed(media: Server) -> None:
     path = saved(media, {"1": load("counted.mp4"), "2": save(["1", 0])}, "2")
     with av.open(str(path)) as new, av.open(str(media.base / "input/counted.mp4")) as old:
         assert [bytes(p) for p in new.demux()] == [bytes(p) for p in old.demux()]
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("mkv (H.264)", "h264"), ("mov (ProRes 422 HQ)", "prores")])
-def test_what_browsers_do_not_play_is_shown_through_a_copy(media: Server, kind: str, codec: str) -> None:
+def test_formats_that_browsers_do_not_play_are_shown_as_a_copy(media: Server, kind: str, codec: str) -> None:
     before = media.files()
     shown = saved(media, {"1": load("pcm.mov", skip_first_frames=1), "2": save(["1", 0], format=kind)}, "2")
     (made,) = {media.base / name for name in media.files() - before} - {shown}
@@ -110,7 +110,7 @@ def test_what_browsers_do_not_play_is_shown_through_a_copy(media: Server, kind: 
     np.testing.assert_array_equal(decoded_sound(made), heard)
 
 
-def test_copies_that_are_only_shown_are_those_of_the_last_run(media: Server) -> None:
+def test_copies_for_the_page_are_those_of_the_last_run(media: Server) -> None:
     """A node that is given a list shows one copy for every item, and they all stay."""
     folder = media.base / "temp/latentsync"
     prompt = {
@@ -144,7 +144,7 @@ def test_the_date_in_a_name_is_filled_in(media: Server) -> None:
     assert width == "64"
 
 
-def test_a_delay_of_the_sound_is_kept(media: Server) -> None:
+def test_a_delay_of_the_audio_is_kept(media: Server) -> None:
     """Untouched or in part, through VIDEO or AUDIO."""
     prompt = {
         "1": load("late.mov"),
@@ -166,7 +166,7 @@ def test_a_delay_of_the_sound_is_kept(media: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", ["bounce", "loop", "freeze", "cut_off", "silence"])
-def test_video_and_sound_become_equally_long(media: Server, mode: str) -> None:
+def test_video_and_audio_become_equally_long(media: Server, mode: str) -> None:
     path = saved(
         media,
         {
@@ -183,7 +183,7 @@ def test_video_and_sound_become_equally_long(media: Server, mode: str) -> None:
     assert decoded_sound(path).shape == (1, count * 16000 // 25)
 
 
-def test_sound_is_changed_in_the_stated_order(media: Server) -> None:
+def test_audio_is_edited_in_the_order_of_the_inputs(media: Server) -> None:
     changes = {"start": 1, "duration": 2, "offset": 0.5, "gain_db": -6.0206, "sample_rate": 48000}
     path = saved(
         media,
@@ -202,7 +202,7 @@ def test_sound_is_changed_in_the_stated_order(media: Server) -> None:
     np.testing.assert_allclose(heard[:, 24000 : 24000 + 96000][:, inner], expected[:, inner], atol=2e-3)
 
 
-def test_comfyuis_own_nodes_read_and_give_video(media: Server) -> None:
+def test_comfyuis_own_nodes_read_and_return_video(media: Server) -> None:
     """Its SaveVideo writes ours; ours takes its LoadVideo, CreateVideo and IMAGE."""
     core = {"filename_prefix": "media/core", "format": "auto", "codec": "auto"}
     prompt = {
@@ -228,7 +228,7 @@ def test_comfyuis_own_nodes_read_and_give_video(media: Server) -> None:
     np.testing.assert_array_equal(decoded_sound(whole), heard)
 
 
-def test_turned_video_is_upright_as_images(media: Server) -> None:
+def test_rotated_video_is_upright_as_images(media: Server) -> None:
     prompt = {
         "1": load("turned.mp4"),
         "2": node("GetVideoComponents", video=["1", 0]),
@@ -242,7 +242,7 @@ def test_turned_video_is_upright_as_images(media: Server) -> None:
         assert picture.size == (48, 64)
 
 
-def test_what_is_wrong_is_said(media: Server) -> None:
+def test_wrong_input_gets_a_clear_message(media: Server) -> None:
     for prompt, words in [
         ({"1": load("absent.mp4"), "2": save(["1", 0])}, "no video 'absent.mp4'"),
         ({"1": load("mute.mp4"), "2": save(["1", 0], format="avi")}, "format is 'avi'; expected one of: mp4"),
@@ -250,9 +250,12 @@ def test_what_is_wrong_is_said(media: Server) -> None:
         with pytest.raises(RefusedError, match=words):
             media.run(prompt)
     for prompt, words in [
-        ({"1": load("mute.mp4"), "2": save(["1", 0], audio=["1", 1])}, "The video has no sound"),
+        ({"1": load("mute.mp4"), "2": save(["1", 0], audio=["1", 1])}, "The video has no audio"),
         ({"1": load("mute.mp4", skip_first_frames=20), "2": save(["1", 0])}, "the video has 20; skip fewer"),
-        ({"1": load("mute.mp4", force_rate=0.5), "2": save(["1", 0])}, "expected 1 to 240"),
+        (
+            {"1": load("mute.mp4", force_rate=0.5), "2": save(["1", 0])},
+            "force_rate is 0.5; expected 1 to 240",
+        ),
     ]:
         assert words in media.run(prompt).error
 
@@ -286,20 +289,20 @@ def test_a_linked_value_has_the_range_of_its_widget(
     assert media.run(prompt).error == f"{name} is {value}; expected {expected}."
 
 
-def test_sound_that_cannot_be_used_counts_only_where_it_is_used(media: Server) -> None:
+def test_unusable_audio_fails_only_where_it_is_used(media: Server) -> None:
     prompt = {
         "1": load("mute.mp4"),
         "2": node("GetVideoComponents", video=["1", 0]),
         "3": node("CreateVideo", images=["2", 0], audio=["1", 1], fps=25.0),
         "4": save(["3", 0]),
     }
-    assert "The video has no sound" in media.run(prompt).error
+    assert "The video has no audio" in media.run(prompt).error
     prompt["5"] = load("pcm.mov", frame_load_cap=20)
     prompt["4"]["inputs"]["audio"] = ["5", 1]
     assert decoded_sound(saved(media, prompt, "4")).shape == (2, 20 * 1764)
 
 
-def test_a_result_that_was_moved_is_asked_for_again(media: Server) -> None:
+def test_a_moved_result_gets_a_clear_message(media: Server) -> None:
     """Its node does not run again by itself, for nothing that it depends on has changed."""
     first = save(["1", 0], filename_prefix="media/moved")
     prompt = {"1": load("mute.mp4", skip_first_frames=1), "2": first, "3": save(["2", 0])}
@@ -324,7 +327,7 @@ def test_a_file_is_read_again_only_when_it_has_changed(media: Server) -> None:
     assert counts[0] == 5 and counts[2] == 8
 
 
-def test_a_stopped_run_leaves_no_file(media: Server) -> None:
+def test_a_cancelled_run_leaves_no_file(media: Server) -> None:
     before = media.files()
 
     def stop(kind: str, data: dict[str, Any]) -> None:

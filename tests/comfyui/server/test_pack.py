@@ -1,4 +1,4 @@
-"""Installing and serving the pack: what it may not change, and what its page may not ask for."""
+"""Installing the pack changes no other package, and its page contacts no other host."""
 
 from __future__ import annotations
 

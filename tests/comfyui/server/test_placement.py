@@ -1,4 +1,4 @@
-"""Our networks under the real memory management of ComfyUI, which may take any part of them at any time."""
+"""The networks under the real memory management of ComfyUI, which may unload any part of them at any time."""
 
 import json
 import subprocess
@@ -41,25 +41,25 @@ with torch.inference_mode():  # as ComfyUI runs nodes
     patcher = model.patchers[unet]
     before = {{name: tensor.clone() for name, tensor in unet.state_dict().items()}}
     note("fresh")
-    model.bring(unet, False, plan)
+    model.load(unet, False, plan)
     note("used")
     patcher.partially_unload(torch.device("cpu"), 5_000_000)
     note("partly unloaded")
-    model.bring(unet, False, plan)
+    model.load(unet, False, plan)
     note("used")
     memory.unload_all_models()
     note("unloaded")
-    model.bring(unet, False, plan)
-    model.bring(vae, False, plan)
+    model.load(unet, False, plan)
+    model.load(vae, False, plan)
     note("used with another")
-    model.bring(unet, True, plan)
-    note("leaving")
+    model.load(unet, True, plan)
+    note("offloaded")
     memory.free_memory(1e30, torch.device("cpu"))
     note("unloaded")
-    model.bring(unet, False, plan)
+    model.load(unet, False, plan)
     memory.is_device_cpu = lambda device: False  # what happens on a GPU
-    model.make_room(plan)
-    note("used after making room")
+    model.free_memory(plan)
+    note("used after freeing memory")
     after = unet.state_dict()
     same = after.keys() == before.keys() and all(torch.equal(before[k], after[k]) for k in before)
 size = patcher.model_size()
@@ -69,7 +69,7 @@ print(json.dumps([size, said, same, trained, len(memory.current_loaded_models)])
 """
 
 
-def test_networks_are_there_when_used_whatever_was_unloaded(tmp_path: Path) -> None:
+def test_networks_are_loaded_when_used_whatever_was_unloaded(tmp_path: Path) -> None:
     found = find_comfyui()
     if found is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH to its folder, or run `make comfy`")
@@ -89,9 +89,9 @@ def test_networks_are_there_when_used_whatever_was_unloaded(tmp_path: Path) -> N
         ["used", size, 1],
         ["unloaded", 0, 0],
         ["used with another", size, 2],
-        ["leaving", 0, 2],
+        ["offloaded", 0, 2],
         ["unloaded", 0, 0],
-        ["used after making room", size, 1],
+        ["used after freeing memory", size, 1],
     ]
     assert same and ordinary  # the weights, and that they are no tensors of inference mode
     assert left == 0  # a model that nobody holds any more

@@ -1,4 +1,4 @@
-"""Cancelling, and running again and again."""
+"""Cancelled and repeated runs."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def test_ten_runs_leak_neither_memory_nor_files(comfy: Server) -> None:
     assert sizes[-1] < 1.02 * sizes[1], " ".join(str(round(size / 2**20)) for size in sizes)
 
 
-def test_frames_leave_one_file_in_temp_however_often_they_are_made(comfy: Server) -> None:
+def test_mode_frames_keeps_one_file_in_temp(comfy: Server) -> None:
     """It goes with the result in ComfyUI's cache."""
     counts, shown = [], {"5": node("PreviewAny", source=["3", 2])}
     for seed in (120, 121, 122):

@@ -1,4 +1,4 @@
-"""What /object_info promises to the page and to people's scripts, and that both languages say all of it."""
+"""The contents of /object_info, which the page and scripts rely on, and their translations."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ NODES: dict[str, dict[str, Any]] = {
         "allow_frame_windows": False,
         "allow_lower_resolution": False,
         "allow_cpu": False,
+        "allow_vae_tiling": False,
+        "allow_int8": False,
     },
     "LatentSyncModelLoader": {
         "checkpoint": "1.6",
@@ -110,7 +112,7 @@ def in_order(node: dict[str, Any]) -> list[str]:
     return [*order.get("required", []), *order.get("optional", [])]
 
 
-def test_nodes_are_the_designed_ones(info: dict[str, Any]) -> None:
+def test_all_nodes_are_registered(info: dict[str, Any]) -> None:
     assert set(info) == set(NODES)
     assert {node["category"] for node in info.values()} == {"LatentSync"}
     assert {name: node["output"] for name, node in info.items()} == OUTPUTS
@@ -132,7 +134,7 @@ def test_inputs_keep_their_order_and_defaults(info: dict[str, Any], name: str) -
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_every_input_and_output_is_explained(info: dict[str, Any], name: str) -> None:
+def test_every_input_and_output_has_a_tooltip(info: dict[str, Any], name: str) -> None:
     node = info[name]
     assert node["description"]
     assert [key for key, (_, options) in inputs_of(node).items() if not options.get("tooltip")] == []
@@ -141,7 +143,9 @@ def test_every_input_and_output_is_explained(info: dict[str, Any], name: str) ->
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_translations_cover_exactly_what_there_is(comfy: Server, info: dict[str, Any], language: str) -> None:
+def test_translations_cover_every_input_and_output(
+    comfy: Server, info: dict[str, Any], language: str
+) -> None:
     texts = comfy.get("/i18n")[language]["nodeDefs"]
     assert set(texts) == set(info)
     for name, node in info.items():

@@ -1,4 +1,4 @@
-"""The harness itself, and how the pack gets on with ComfyUI and with other packs."""
+"""The harness itself, and the pack beside ComfyUI and other packs."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_pack_with_our_names_on_the_path_keeps_its_own_modules(comfy: Server) ->
     assert run.text("1").split() == ["decoy", "decoy"]
 
 
-def test_runner_reports_files_refusals_and_failures(comfy: Server) -> None:
+def test_the_harness_reports_files_refusals_and_failures(comfy: Server) -> None:
     run = comfy.run(PICTURE)
     assert run.ended == "execution_success"
     assert [comfy.path(file).is_file() for file in run.files("2")] == [True]

@@ -1,4 +1,4 @@
-"""Our VIDEO where no node of this ComfyUI looks: streams, buffers and parts, as other packs use them."""
+"""The interface of our VIDEO that only other packs use: streams, buffers and parts."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ import av, folder_paths, numpy as np, torch
 from comfy_api.latest import InputImpl, Types
 
 videos = importlib.import_module(folder + ".latentsync.comfyui.video")
-media = importlib.import_module(folder + ".latentsync.comfyui.media_nodes")
+nodes = importlib.import_module(folder + ".nodes")
 
 
 def said(call, *given, **named):
@@ -81,11 +81,11 @@ with torch.inference_mode():
     assert "all 10 frames of 64x48 as images" in said(part.get_components)
     videos.available_ram = free
 
-    assert "gave nothing; expected VIDEO or IMAGE" in said(videos.clip_of, None, 25.0)
-    inputs = media.LatentSyncVideoLengthAdjuster.define_schema().inputs
-    linked = said(media.check_widgets, inputs, {"mode": "bogus"})
+    assert "returned nothing; expected VIDEO or IMAGE" in said(videos.clip_of, None, 25.0)
+    inputs = nodes.LatentSyncVideoLengthAdjuster.define_schema().inputs
+    linked = said(nodes.check_widgets, inputs, {"mode": "bogus"})
     assert linked == "mode is 'bogus'; expected one of: bounce, loop, freeze, cut_off, silence."
-    linked = said(media.check_widgets, media.LatentSyncAudio.define_schema().inputs, {"start": None})
+    linked = said(nodes.check_widgets, nodes.LatentSyncAudio.define_schema().inputs, {"start": None})
     assert linked.startswith("start is None; expected 0.0 to")
 
     copy = Path(base, "input", "copy.mp4")
@@ -130,7 +130,7 @@ print("done")
 """
 
 
-def test_video_is_what_other_packs_expect(comfy: Server) -> None:
+def test_video_implements_the_interface_that_other_packs_use(comfy: Server) -> None:
     make_clip(comfy.base / "input/streamed.mp4", 30, audio=tone(1.2, channels=2))
     answer = subprocess.run(
         [comfy.python, "-c", SCRIPT, comfy.base / "custom_nodes" / PACK_FOLDER, comfy.base],

@@ -40,7 +40,7 @@ def frames_of(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
-def test_example_gives_its_files(comfy: Server, name: str) -> None:
+def test_example_writes_its_files(comfy: Server, name: str) -> None:
     prompt = quick(json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")))
     run = comfy.run(prompt)
     assert run.ended == "execution_success", run.error
@@ -78,7 +78,7 @@ def assert_synced(comfy: Server, path: Path, count: int) -> None:
     assert np.abs(sound).max() == pytest.approx(np.abs(speech).max(), rel=0.2)
 
 
-def test_every_example_has_a_thumbnail_and_a_twin() -> None:
+def test_every_example_has_a_thumbnail_and_an_api_prompt() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.json")}
     assert (
         names == {path.stem for path in EXAMPLES.glob("*.jpg")} == {p.stem for p in WORKFLOWS.glob("*.json")}

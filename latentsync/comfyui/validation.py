@@ -1,4 +1,4 @@
-"""What ComfyUI leaves to nodes: whether values are among those that a widget offers."""
+"""Checks of widget values that ComfyUI leaves to nodes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from comfy_api.latest import io
 
 
-def check_choices(**given: tuple[str | None, list[str]]) -> bool | str:
-    """For validate_inputs: True, or what is wrong; None: another node gives the value."""
-    for name, (value, choices) in given.items():
+def check_choices(inputs: Sequence[io.Input], **values: str | None) -> bool | str:
+    """Return True, or what is wrong with a choice, for validate_inputs. None: the value comes over a link."""
+    options = {widget.id: getattr(widget, "options", None) for widget in inputs}
+    for name, value in values.items():
+        choices = options[name] or []
         if value is not None and value not in choices:
             return f"{name} is {value!r}; expected one of: {', '.join(choices)}."
     return True
 
 
 def check_widgets(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None:
-    """Raise InputError for a value that its widget would not take: ComfyUI checks none that comes over a link."""
+    """Raise InputError for a value that its widget would not take; ComfyUI checks none that comes over a link."""
     for widget in inputs:
         if widget.id not in values:
             continue
@@ -32,4 +34,4 @@ def check_widgets(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None
             valid = isinstance(value, Real) and least <= value <= widget.max
             expected = f"{least} to {widget.max}"
         if not valid:
-            raise InputError(f"{widget.id} is {value!r}; expected {expected}.")
+            raise InputError(f"is {value!r}; expected {expected}.", options=(widget.id,))
