@@ -24,7 +24,7 @@ from .latentsync.comfyui.sync import plan_text, sync
 from .latentsync.comfyui.validation import check_choices, check_widgets
 from .latentsync.comfyui.wording import errors_for_comfy
 from .latentsync.report import Report
-from .latentsync.video.length import Match
+from .latentsync.video.length import LengthMode
 from .latentsync.weights.checkpoints import installed_models
 from .memsafe import DeviceInfo, probe
 
@@ -199,8 +199,8 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="Audio to match."),
                 io.Combo.Input(
                     "mode",
-                    options=[match.value for match in Match],
-                    default=Match.BOUNCE.value,
+                    options=[mode.value for mode in LengthMode],
+                    default=LengthMode.BOUNCE.value,
                     tooltip="bounce, loop and freeze make the video as long as the audio. A longer video is cut; a "
                     "shorter one is extended by playing it backwards and forwards (bounce), from its start again "
                     "(loop), or by repeating its last frame (freeze). cut_off: both end with the shorter one. "

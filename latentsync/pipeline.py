@@ -24,7 +24,7 @@ from .compositing import FrameMask
 from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
-from .faces.locate import FaceLocator, LocatedFrame
+from .faces.locate import FaceLocator, LocatedFrame, guarded_detection
 from .generator import FaceGenerator, encode_audio_guarded
 from .journal import Journal, remove_journal, run_key
 from .patch import Patch
@@ -169,7 +169,8 @@ class LipSyncPipeline:
             features = self._audio_features(inputs.audio, source, options)
             total = _frame_count(features, source, options)
             report.audio_duration = float(features.duration)
-            locator = FaceLocator(self.bundle.detector, template, options, runtime)
+            detect = guarded_detection(self.bundle.detector, runtime)
+            locator = FaceLocator(detect, template, options, runtime.plan.face_batch)
             generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
             times = (Fraction(i) / (PARITY_FPS if options.parity else source.fps) for i in count())
             runtime.report_progress("prepare", 0, total)
@@ -248,10 +249,8 @@ class LipSyncPipeline:
 
     def _free_under_pressure(self, replay: ReplayBuffer, collector: OutputBuffer | None) -> None:
         """Register what can be freed when host memory is scarce."""
-        for buffer in (replay, *([] if collector is None else [collector])):
-            self.runtime.free_under_pressure(
-                "frames were moved to disk", partial(buffer.spill, SPILL_BYTES), cost=2
-            )
+        for spill in (replay.spill, *([] if collector is None else [collector.spill])):
+            self.runtime.free_under_pressure("frames were moved to disk", partial(spill, SPILL_BYTES), cost=2)
         self.runtime.free_under_pressure("encoded faces were freed", self._latents.clear, cost=3)
         self.runtime.free_under_pressure(
             "encoded faces left the device", self._latents.free_device, cost=1, on_device=True

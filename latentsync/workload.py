@@ -69,7 +69,9 @@ def translate_oom() -> Iterator[None]:
         if not is_oom(error):
             raise
         failure = Failure.of(error)
-        text = f"Memory ran out outside of the networks ({failure.text}); close other programs, or give a smaller video."
-        translated = MemoryLimitError(text, failure.on_host)
+        what = f"Memory ran out outside of the networks ({failure.text})"
+        translated = MemoryLimitError(
+            f"{what}; close other programs, or give a smaller video.", failure.on_host
+        )
     if translated is not None:  # raised here, since the original error pins frames and tensors
         raise translated

@@ -143,7 +143,7 @@ class AdaptiveMemoryOptimizer:
         video_length: frames. resolution: (height, width) of a frame in pixels. What was asked of the
         pipeline's runtime before (dtype, offload) is kept. Raises ValueError for a pipeline without a runtime.
         """
-        runtime = getattr(pipeline, "runtime", None)
+        runtime: Any = getattr(pipeline, "runtime", None)
         if not hasattr(runtime, "optimizer"):
             raise ValueError(f"{type(pipeline).__name__} has no runtime; expected a LipSyncPipeline.")
         video = _video(video_length, resolution)

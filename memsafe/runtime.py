@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+_NOTHING_REPORTED: tuple[int, int | None] = (0, None)  # frames done, and in all
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -309,7 +311,7 @@ class Runtime:
         )
         self._undo = ExitStack()  # of changes that steps made to the networks
         self._finished = 0  # frames
-        self._reported: tuple[int, int | None] = (0, None)  # frames done, and in all
+        self._reported = _NOTHING_REPORTED
         self._peak = 0  # bytes on the device, before torch's count was last reset
         self.seconds.clear()
         self._started = time.monotonic()

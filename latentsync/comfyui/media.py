@@ -13,10 +13,11 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ..audio import edit
+from ..audio.resample import resample
 from ..config import as_fps
 from ..video.clip import open_clip, write_clip
 from ..video.formats import Preset
-from ..video.length import Match, adjusted, count_frames
+from ..video.length import LengthMode, count_frames, match_lengths
 from .outputs import Draft, temporary_file, temporary_folder, workflow_metadata
 from .video import LazyAudio, LazyVideo, as_audio, clip_of, progress_callback, samples_of
 
@@ -47,7 +48,7 @@ def load_video(
     """Open a part of a video; return VIDEO, AUDIO, facts as JSON, frames per second, and the number of frames."""
     rate = as_fps(force_rate, "force_rate") if force_rate else None
     clip = open_clip(folder_paths.get_annotated_filepath(file), rate)
-    clip = clip.selected(skip_first_frames, frame_load_cap or None, select_every_nth)
+    clip = clip.select(skip_first_frames, frame_load_cap or None, select_every_nth)
     frames, count = clip.frames, count_frames(clip.frames)
     info = {
         "fps": float(frames.fps),
@@ -61,7 +62,7 @@ def load_video(
 
 def adjust_length(video: Any, audio: Any, mode: str, fps: float) -> tuple[LazyVideo, LazyAudio]:
     """Make VIDEO, or IMAGE at `fps`, and AUDIO equally long."""
-    clip = adjusted(clip_of(video, fps).with_sound(samples_of(audio)), Match(mode))
+    clip = match_lengths(clip_of(video, fps).with_audio(samples_of(audio)), LengthMode(mode))
     return LazyVideo(clip), LazyAudio(clip)
 
 
@@ -79,7 +80,7 @@ def edit_audio(
     samples = edit.trim(samples, rate, start, duration or None)
     samples = edit.amplify(edit.delay(samples, rate, offset), gain_db)
     new_rate = sample_rate or rate
-    samples = edit.resample(samples, rate, new_rate)
+    samples = resample(samples, rate, new_rate)
     length = samples.shape[1] + round(silence_after * new_rate)
     return as_audio(edit.fit(samples, length), new_rate)
 
@@ -100,7 +101,7 @@ def save_video(
     """
     clip, preset = clip_of(video, fps), Preset(format)
     if audio is not None:
-        clip = clip.with_sound(samples_of(audio))
+        clip = clip.with_audio(samples_of(audio))
     size = clip.frames.width, clip.frames.height
     draft = Draft(io.FolderType.output, filename_prefix, preset.suffix, size)
     node, run = _node_and_run()

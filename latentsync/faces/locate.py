@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,17 +30,29 @@ class LocatedFrame:
     index: int = 0  # of the source frame
 
 
+Detect = Callable[[list[np.ndarray]], list[list[Face]]]
+
+
+def guarded_detection(detector: FaceDetector, runtime: Runtime) -> Detect:
+    """Return a function that searches frames in batches under the memory guard of `runtime`."""
+
+    def detect(batch: list[np.ndarray]) -> list[list[Face]]:
+        with torch.inference_mode():
+            return detector.detect(np.stack(batch))
+
+    return lambda frames: runtime.run_batched(detect, frames, task=Task.FACE_PROCESSING)
+
+
 class FaceLocator:
     """Finds the chosen face in a stream of frames; every source frame is searched once.
 
-    Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same. Detection
-    runs in batches under the memory guard of `runtime`.
+    Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same.
+
+    detect: returns the faces of each of up to `batch` frames (see `guarded_detection`).
     """
 
-    def __init__(
-        self, detector: FaceDetector, template: Template, options: SyncOptions, runtime: Runtime
-    ) -> None:
-        self._detector, self._runtime = detector, runtime
+    def __init__(self, detect: Detect, template: Template, options: SyncOptions, batch: int) -> None:
+        self._detect, self._batch = detect, batch
         self._template = template
         self._options = options
         self._tracker = FaceTracker(options.face_index, options.face_at)
@@ -63,7 +75,6 @@ class FaceLocator:
         """
         waiting: deque[np.ndarray] = deque()  # frames whose placement is not final
         undetected: list[np.ndarray] = []
-        batch = self._runtime.plan.face_batch
         seen = 0
         for index, frame in frames:
             if index < seen:
@@ -74,7 +85,7 @@ class FaceLocator:
             undetected.append(frame)
             waiting.append(frame)
             del frame
-            if len(undetected) == batch:
+            if len(undetected) == self._batch:
                 yield from self._place(undetected, waiting)
         yield from self._place(undetected, waiting, last=True)
 
@@ -83,7 +94,7 @@ class FaceLocator:
     ) -> Iterator[LocatedFrame]:
         """Search the gathered frames; yield those whose placement is final, all of them if `last`."""
         if undetected:
-            detections = self._detect(undetected)
+            detections = self._detect(list(undetected))
             cuts = [not self._options.parity and self._cuts.is_cut(frame) for frame in undetected]
             undetected.clear()
             for faces, cut in zip(detections, cuts, strict=True):
@@ -96,13 +107,6 @@ class FaceLocator:
         if last:
             for placement in self._smoother.flush():
                 yield self._locate_one(waiting.popleft(), placement)
-
-    def _detect(self, frames: list[np.ndarray]) -> list[list[Face]]:
-        def detect(batch: list[np.ndarray]) -> list[list[Face]]:
-            with torch.inference_mode():
-                return self._detector.detect(np.stack(batch))
-
-        return self._runtime.run_batched(detect, frames, task=Task.FACE_PROCESSING)
 
     def _locate_one(self, frame: np.ndarray, placement: Placement) -> LocatedFrame:
         number = len(self._known) // 7

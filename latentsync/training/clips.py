@@ -84,8 +84,8 @@ def align_clip(
     template = Template(resolution)
     meshes: list[np.ndarray | None] = []
 
-    def detect(frames: np.ndarray) -> list[list[Face]]:
-        found = detector.landmarks(frames)
+    def detect(frames: list[np.ndarray]) -> list[list[Face]]:
+        found = detector.landmarks(np.stack(frames))
         # The largest face, as inference chooses. The tracker needs boxes only, training also the mesh.
         for faces in found:
             best = max(faces, key=lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1]), default=None)
