@@ -63,9 +63,7 @@ class LatentCache:
         self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
         self._pool = FramePool(PoolBudget(warm=warm))
         self._file = None if file is None else LatentFile(file, file_limit)
-        self._order: OrderedDict[bytes, None] = (
-            OrderedDict()
-        )  # keys in the pool, the least recently used first
+        self._order: OrderedDict[bytes, None] = OrderedDict()  # keys in the pool, least recently used first
         self._used: set[bytes] = set()  # keys used in this run
         self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
         self._lock = threading.RLock()
