@@ -27,11 +27,7 @@ GOAL = 0.60  # of the stillest part of a clip, of its raw bytes
 
 
 def clips(count: int, skip: int) -> Iterable[tuple[str, list[np.ndarray]]]:
-<<<<<<< HEAD
     """Yield (name, frames uint8 [h, w, 3]) of the real clips, else of the moving public-domain portrait."""
-=======
-    """Yield (name, frames uint8 [h, w, 3]) of the real clips, else of the public-domain portrait, which moves."""
->>>>>>> storage
     from latentsync_memsafe.latentsync.video import open_video
 
     folder = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
