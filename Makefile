@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-model test test-fast comfy lint bench bench-quality setup clean
+.PHONY: demo demo-model test test-fast fuzz comfy lint bench bench-quality setup clean
 
 setup: $(VENV)/.installed
 
@@ -18,12 +18,16 @@ demo: setup
 
 test: setup
 	$(BIN)/latentsync-memsafe download faces
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tests that take at most a few seconds each.
 test-fast: setup
 	$(BIN)/latentsync-memsafe download faces
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not fuzz"
+
+# Random search for failures, for as long as one likes; what it finds becomes an explicit case of a test.
+fuzz: setup
+	$(BIN)/python -m pytest -m fuzz
 
 # A real ComfyUI in build/comfyui; with it, and with Chromium, `make test` tests nodes and page too.
 comfy: setup
@@ -43,6 +47,7 @@ bench: setup
 	$(BIN)/python benchmarks/jitter.py
 	$(BIN)/python benchmarks/frame_pool.py
 	$(BIN)/python benchmarks/vram_plan.py
+	$(BIN)/python benchmarks/call_count.py
 	$(BIN)/python benchmarks/memory.py
 
 bench-quality: setup

@@ -31,7 +31,8 @@ from material import SIZE  # which is what finds the tests' helpers
 from latentsync_memsafe.latentsync.config import SyncOptions
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
-from latentsync_memsafe.latentsync.generator import FaceGenerator, encode_audio_guarded
+from latentsync_memsafe.latentsync.generator import FaceGenerator
+from latentsync_memsafe.latentsync.pipeline import encode_audio_guarded
 from latentsync_memsafe.latentsync.weights.loading import ModelBundle
 from latentsync_memsafe.latentsync.workload import workload_for
 from latentsync_memsafe.memsafe import (

@@ -36,6 +36,7 @@ from .faces.mask import keep_mask, paste_alpha
 from .faces.paste import paste, restore
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
+from .windows import nearest_present, pingpong_indices
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ class FaceGenerator:
         def before_step() -> None:
             runtime.check_interrupted()
             done = self._denoised_frames + frames * next(steps) / (self._options.steps * len(parts))
-            runtime.report_partial_progress("sync", done)
+            runtime.progress.report_partial("sync", done)
 
         with self.attention.applied(unet), self._autocast(unet):
             latents = torch.cat([self._denoise_part(*part, before_step) for part in parts], dim=2)
@@ -328,40 +329,6 @@ class _Masks:
     alpha: Tensor  # strength of the generated face where it is pasted
     restored: Tensor  # 1 where the published arithmetic shows the input face
     keep: Tensor  # 1 where the network sees the input face
-
-
-def encode_audio_guarded(bundle: ModelBundle, runtime: Runtime, mels: Tensor) -> Tensor:
-    """Return the audio encoder's states of mels [b, 80, 3000], float32 on the CPU, under the memory guard."""
-    encoder = bundle.audio_encoder
-
-    def encode(chunks: list[Tensor]) -> Iterator[Tensor]:
-        mel = torch.stack(chunks).to(runtime.device, weight_dtype(encoder))
-        with torch.inference_mode():
-            yield from encoder(mel).float().cpu()
-
-    return restart_on_plan_change(
-        lambda: torch.stack(
-            runtime.run_batched(encode, list(mels), task=Task.AUDIO_ENCODE, network=encoder, most=1)
-        )
-    )
-
-
-def pingpong_indices(length: int, size: int) -> list[int]:
-    """Return the first `size` indices of 0, 1, .., length - 1, length - 2, .., 0, 1, ..
-
-    A window shorter than the model's is padded this way: the group norms of the network span the window, and
-    reflected motion has the statistics of motion.
-    """
-    if length == 1:
-        return [0] * size
-    period = 2 * (length - 1)
-    return [min(i % period, period - i % period) for i in range(size)]
-
-
-def nearest_present(present: Sequence[bool]) -> list[int]:
-    """Return for every position the nearest one that is present (the earlier of two); at least one must be."""
-    known = [i for i, is_present in enumerate(present) if is_present]
-    return [min(known, key=lambda k: (abs(k - i), k)) for i in range(len(present))]
 
 
 @contextmanager

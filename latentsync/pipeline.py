@@ -16,7 +16,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..memsafe import AdaptiveMemoryOptimizer, LatentCache, Runtime, VideoShape
+from ..memsafe import (
+    AdaptiveMemoryOptimizer,
+    LatentCache,
+    Runtime,
+    Task,
+    VideoShape,
+    restart_on_plan_change,
+    weight_dtype,
+)
 from ..memsafe.storage.latent_cache import hot_budget
 from ..memsafe.threads import BackgroundConsumer, prefetch
 from .audio import AudioSource, FeatureStream
@@ -25,7 +33,7 @@ from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
 from .faces.locate import FaceLocator, LocatedFrame, guarded_detection
-from .generator import FaceGenerator, encode_audio_guarded
+from .generator import FaceGenerator
 from .journal import Journal, remove_journal, run_key
 from .patch import Patch
 from .report import Report
@@ -35,6 +43,7 @@ from .video.output_buffer import OutputBuffer
 from .video.replay import ReplayBuffer
 from .video.timeline import timeline
 from .weights.loading import ModelBundle
+from .windows import grouped
 from .workload import translate_oom, workload_for
 
 logger = logging.getLogger(__name__)
@@ -173,7 +182,7 @@ class LipSyncPipeline:
             locator = FaceLocator(detect, template, options, runtime.plan.face_batch)
             generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
             times = (Fraction(i) / (PARITY_FPS if options.parity else source.fps) for i in count())
-            runtime.report_progress("prepare", 0, total)
+            runtime.progress.report("prepare", 0, total)
 
             shown = _timed(timeline(source, total, options.extend, replay), runtime, "read")
             decoded = stack.enter_context(closing(prefetch(shown, runtime.plan.decode_ahead)))
@@ -182,7 +191,7 @@ class LipSyncPipeline:
             for group in grouped(locator.locate(decoded), at_once):
                 spoken = list(islice(audio_windows, len(group)))
                 yield from self._sync_group(deque(group), spoken, generator, inputs.mask, journal, report)
-                runtime.report_progress("sync", report.frames, total)
+                runtime.progress.report("sync", report.frames, total)
 
             _check_faces(locator, options, report)
             report.attention = generator.attention.used
@@ -267,12 +276,20 @@ class LipSyncPipeline:
         return Journal(output, run_key(self.bundle, options, inputs.audio_media, *video, *numbers))
 
 
-def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield consecutive lists of `size` items; the last may be shorter."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
-        del group  # so that it is not held while the next one is gathered
+def encode_audio_guarded(bundle: ModelBundle, runtime: Runtime, mels: torch.Tensor) -> torch.Tensor:
+    """Return the audio encoder's states of mels [b, 80, 3000], float32 on the CPU, under the memory guard."""
+    encoder = bundle.audio_encoder
+
+    def encode(chunks: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        mel = torch.stack(chunks).to(runtime.device, weight_dtype(encoder))
+        with torch.inference_mode():
+            yield from encoder(mel).float().cpu()
+
+    return restart_on_plan_change(
+        lambda: torch.stack(
+            runtime.run_batched(encode, list(mels), task=Task.AUDIO_ENCODE, network=encoder, most=1)
+        )
+    )
 
 
 def _frame_count(features: FeatureStream, source: FrameSource, options: SyncOptions) -> int | None:

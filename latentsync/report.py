@@ -61,7 +61,7 @@ class Report:
         peaks = runtime.peak_memory()
         self.peak_ram, self.peak_vram = peaks["ram"] or 0, peaks["vram"]
         self.seconds = {name: round(seconds, 3) for name, seconds in runtime.seconds.items()}
-        self.total_seconds = round(runtime.elapsed, 3)
+        self.total_seconds = round(runtime.progress.elapsed, 3)
         self.duration = float(self.frames / Fraction(self.fps))
 
     def to_json(self) -> str:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from .plan.plan_for import plan_for
     from .plan.steps import step_down, steps_named
     from .plan.task import Task
-    from .runtime import Runtime, Workload
+    from .runtime import Runtime
     from .storage.latent_cache import LatentCache, module_key
     from .storage.latent_file import default_latent_path
     from .weights.precision import autocast, weight_dtype
     from .weights.quantize import quantize_weights
+    from .workload import Workload
 
 __all__ = [
     "AdaptiveMemoryOptimizer",
@@ -125,6 +126,7 @@ _MODULES = {
         "weight_dtype",
     ),
     "weights.quantize": ("quantize_weights",),
+    "workload": ("Workload",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,7 +1,8 @@
-"""Who watches a run: progress out, interruption in."""
+"""Host: the program around a run, which receives progress and may interrupt."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,57 +11,83 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Cancelled(Exception):  # noqa: N818 - it is no error
+class Cancelled(Exception):  # noqa: N818 - control flow, not an error
     """The host asked a run to stop."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """Progress of a run at one moment."""
 
-    stage: str  # what is being done, one word
-    done: float  # frames finished, and of those under way as many as the work on them amounts to
+    stage: str  # one word
+    done: float  # finished frames, and unfinished ones in proportion to the work done on them
     total: int | None  # frames in all; None: not known yet
     seconds: float  # since the run began
-    eta: float | None  # seconds left, from the pace so far
+    eta: float | None  # seconds left, estimated from the rate so far
 
     @property
     def rate(self) -> float:
-        """Finished frames a second."""
+        """Finished frames per second."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
 
 
 class Host(Protocol):
-    """What a pipeline needs from the program around it."""
+    """Interface between a pipeline and the program around it."""
 
     def progress(self, progress: Progress) -> None:
-        """Called between denoising steps, after every window, and when a stage changes."""
+        """Receive progress: between denoising steps, after every window, and when a stage changes."""
 
     def preview(self, frame: np.ndarray) -> None:
-        """A finished frame, uint8 [h, w, 3] RGB, once per window."""
+        """Receive a finished frame, uint8 [h, w, 3] RGB, once per window."""
 
     def interrupted(self) -> bool:
-        """Whether the run should stop; asked between denoising steps."""
+        """Return True if the run should stop; called between denoising steps."""
 
     def reserve(self, module: nn.Module, leaving: bool) -> None:
-        """`module` is about to be used on the device: the host may make room, or bring it there itself.
+        """Make room for `module`, which is about to be used on the device, or load it there.
 
-        `leaving`: the runtime brings it and takes it away again, so the host must not.
+        leaving: the runtime loads and offloads it itself, so the host must not.
         """
 
 
 class NullHost:
-    """Nobody watches."""
+    """A host that ignores all events and never interrupts."""
 
     def progress(self, progress: Progress) -> None:
-        """Ignored."""
+        """Ignore the progress."""
 
     def preview(self, frame: np.ndarray) -> None:
-        """Ignored."""
+        """Ignore the frame."""
 
     def interrupted(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def reserve(self, module: nn.Module, leaving: bool) -> None:
-        """The device is the runtime's alone."""
+        """Do nothing: the device is the runtime's alone."""
+
+
+class ProgressReporter:
+    """Reports the progress of one run to a host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._done = 0
+        self._total: int | None = None
+        self._started = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def report(self, stage: str, done: int, total: int | None) -> None:
+        """Report finished frames; total None: unknown."""
+        self._done, self._total = done, total
+        self.report_partial(stage, 0)
+
+    def report_partial(self, stage: str, frames: float) -> None:
+        """Report work on unfinished frames that amounts to `frames` finished ones."""
+        seconds, done, total = self.elapsed, self._done + frames, self._total
+        eta = seconds / done * (total - done) if done and total is not None else None
+        self._host.progress(Progress(stage, done, total, seconds, eta))

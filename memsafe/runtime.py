@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from torch import nn
 from .attention.modes import AttentionMode
 from .batching.batches import CallContext, run_batched
 from .batching.pressure import MemoryKind, PressureMonitor, monitor_for
-from .batching.recovery import ADVICE, Recovery
+from .batching.recovery import Recovery
 from .device.memory import (
     allocated_memory,
     empty_cache,
@@ -27,40 +26,20 @@ from .device.memory import (
     synchronize,
 )
 from .device.probe import DeviceInfo
-from .host import Cancelled, Host, NullHost, Progress
+from .host import Cancelled, Host, NullHost, ProgressReporter
 from .optimizer import AdaptiveMemoryOptimizer
-from .plan.memory_model import ModelShape, VideoShape
-from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES, MemoryMode, MemoryPlan
-from .plan.steps import Step, steps_named
+from .plan.memory_plan import MemoryMode, MemoryPlan
 from .plan.task import Task
 from .weights.offload import WeightCopier
 from .weights.placement import ModulePlacement
 from .weights.precision import in_float32
 from .weights.quantize import in_int8
+from .workload import Workload
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_NOTHING_REPORTED: tuple[int, int | None] = (0, None)  # frames done, and in all
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One run as far as its memory is concerned."""
-
-    networks: Sequence[nn.Module] = ()  # whose weights may leave the device
-    denoiser: nn.Module | None = None  # the network that `int8` stores in 8 bits
-    keep_precise: Sequence[str] = ()  # patterns of its layers that stay as they are
-    shape: ModelShape | None = None  # None: the model's memory is unknown
-    resolution: int = DEFAULT_RESOLUTION  # pixels, width of the generated face
-    window_frames: int = WINDOW_FRAMES  # frames the denoiser takes together
-    video: VideoShape = field(default_factory=VideoShape)
-    # Steps down for a single item that does not fit. Those of the module placement need no help of the pipeline.
-    steps: Sequence[Step] = steps_named("offload", "stream_weights", "cpu")
-    allowed: Collection[str] = ()  # permissions for steps that need one
-    advice: Sequence[str] = ADVICE  # two options to name when nothing helped
 
 
 class Runtime:
@@ -163,8 +142,9 @@ class Runtime:
         return self._recovery.report()
 
     @contextmanager
-    def run(self, workload: Workload = Workload()) -> Iterator[None]:
+    def run(self, workload: Workload | None = None) -> Iterator[None]:
         """Plan and run one workload; times, peaks and steps start anew, and measurements are saved on leaving."""
+        workload = Workload() if workload is None else workload
         kernels = (
             "" if self.attention_mode is AttentionMode.FLASH else f"{self.attention_mode.value} attention"
         )
@@ -256,26 +236,6 @@ class Runtime:
         if self.host.interrupted():
             raise Cancelled
 
-    def report_progress(self, stage: str, done: int, total: int | None) -> None:
-        """Report finished frames to the host."""
-        self._reported = done, total
-        self._report(stage, done, total)
-
-    def report_partial_progress(self, stage: str, frames: float) -> None:
-        """Report work on unfinished frames that amounts to `frames` finished ones."""
-        done, total = self._reported
-        self._report(stage, done + frames, total)
-
-    def _report(self, stage: str, done: float, total: int | None) -> None:
-        seconds = self.elapsed
-        eta = seconds / done * (total - done) if done and total is not None else None
-        self.host.progress(Progress(stage, done, total, seconds, eta))
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._started
-
     def peak_memory(self) -> dict[str, int | None]:
         """Return the peaks in bytes: `ram` of the process so far, `vram` of torch in this run (None without a GPU)."""
         return {"ram": peak_host_memory(), "vram": self.peak_vram()}
@@ -311,10 +271,9 @@ class Runtime:
         )
         self._undo = ExitStack()  # of changes that steps made to the networks
         self._finished = 0  # frames
-        self._reported = _NOTHING_REPORTED
         self._peak = 0  # bytes on the device, before torch's count was last reset
         self.seconds.clear()
-        self._started = time.monotonic()
+        self.progress = ProgressReporter(self.host)
 
     def _apply(self, old: MemoryPlan, new: MemoryPlan) -> None:
         """Move the networks to where a new plan needs them."""

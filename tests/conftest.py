@@ -1,10 +1,11 @@
-"""Files that several tests work on, made once a session."""
+"""Files that several tests use, made once per session."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from support.paths import face_models
 from support.portrait import write_portrait, write_tones
@@ -13,10 +14,14 @@ from support.small_models import save_tiny_folder
 # The networks of the tests are so small that waking a second thread costs more than it computes.
 torch.set_num_threads(1)
 
+# The same examples in every run; `make fuzz` searches at random.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.load_profile("suite")
+
 
 @pytest.fixture(scope="session", autouse=True)
-def no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs of the tests measure is not kept in the user's own history of batch sizes."""
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep measurements and encodings of the tests out of the user's own cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -24,7 +29,7 @@ def no_history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with portrait.mp4 (30 frames at 25 fps), tones.wav (1 s) and model/ (small, filled by rule)."""
+    """Return a folder with portrait.mp4 (30 frames at 25 fps), tones.wav (1 s) and model/ (small, filled by rule)."""
     folder = tmp_path_factory.mktemp("material")
     write_portrait(folder / "portrait.mp4", count=30)
     write_tones(folder / "tones.wav", seconds=1.0)
@@ -34,5 +39,5 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def faces() -> Path:
-    """The folder of the face models; skips where they have not been downloaded."""
+    """Return the folder of the face models; skip the test if they are not downloaded."""
     return face_models()

@@ -1,4 +1,4 @@
-"""Which errors mean that memory ran out, and what such an error says."""
+"""OOM recognition: errors of all libraries that mean memory ran out, and the facts they state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-# What libraries write into an untyped error when an allocation fails. Each was looked up, not guessed:
+# Texts of untyped errors when an allocation fails, each with its source:
 _TEXTS = re.compile(
     "|".join(
         [
@@ -42,7 +42,7 @@ _TEXTS = re.compile(
     ),
     re.IGNORECASE,
 )
-# What torch and ONNX Runtime also write when memory runs out, but not only then; a smaller batch is worth a try.
+# Texts of torch and ONNX Runtime when memory runs out, but not only then; a smaller batch is worth a try.
 _AMBIGUOUS = re.compile(
     "|".join(
         [
@@ -74,26 +74,26 @@ _REQUESTED = re.compile(
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether an allocation failed, of device or main memory, in this error or in one it was raised from.
+    """Return True if an allocation of device or host memory failed, in this error or in one of its causes.
 
-    True for torch's and Python's own types, and for errors of torch, ONNX Runtime, OpenCV and the system whose
-    code or text says so, or may mean it (see `Failure`). An error of any other kind is none, whatever its text.
+    Recognised are torch's and Python's own types, and errors of torch, ONNX Runtime, OpenCV and the system whose
+    code or text states it, or may mean it (see `Failure`). Other types are not, whatever their text.
     """
     return any(_says_so(link) for link in _causes(error))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of an out-of-memory error: plain values, for the error itself pins tensors."""
+    """Facts of an out-of-memory error as plain values, since the error itself pins tensors."""
 
     text: str  # the first line, for a report
-    requested: int | None  # bytes that could not be had, if it says
-    on_host: bool  # main memory ran out, not the device's
-    ambiguous: bool = False  # something else may have gone wrong
+    requested: int | None  # bytes that could not be allocated; None: not stated
+    on_host: bool  # host memory ran out, not the device's
+    ambiguous: bool = False  # the error may have another reason
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Read an error that `is_oom`."""
+        """Read the facts of an error for which `is_oom` is True."""
         said = next(link for link in _causes(error) if _says_so(link))
         text = str(said)
         on_host = isinstance(said, (MemoryError, OSError)) or _is_cv(said) or bool(_OF_THE_HOST.search(text))
@@ -102,7 +102,7 @@ class Failure:
 
 
 def requested_bytes(text: str) -> int | None:
-    """The size that an allocator says it could not give, in bytes; None if it names none."""
+    """Return the bytes that an allocator says it could not allocate; None if it names none."""
     found = _REQUESTED.search(text)
     if found is None:
         return None
@@ -134,7 +134,7 @@ def _is_cv(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """Yield the error, its cause, and so on."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

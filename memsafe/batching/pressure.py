@@ -35,7 +35,7 @@ _FREE_WHEN_FULL = 0.1
 
 
 class Level(IntEnum):
-    """How scarce memory is."""
+    """Scarcity of memory."""
 
     NONE = 0
     LOW = 1  # batches may still grow

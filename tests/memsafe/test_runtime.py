@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, SyncOptions
-from latentsync_memsafe.latentsync.generator import encode_audio_guarded
+from latentsync_memsafe.latentsync.pipeline import encode_audio_guarded
 from latentsync_memsafe.latentsync.workload import workload_for
 from latentsync_memsafe.memsafe import (
     Cancelled,
@@ -148,9 +148,9 @@ def test_progress_tells_rate_and_time_left() -> None:
 
     runtime = Runtime(plan_for(probe("cpu")), probe("cpu"), Watcher())
     with runtime.run():
-        runtime.report_progress("sync", 0, 100)
+        runtime.progress.report("sync", 0, 100)
         time.sleep(0.02)
-        runtime.report_progress("sync", 25, 100)
+        runtime.progress.report("sync", 25, 100)
     assert seen[0].eta is None
     assert seen[1].eta == pytest.approx(3 * seen[1].seconds)
     assert seen[1].rate == pytest.approx(25 / seen[1].seconds)

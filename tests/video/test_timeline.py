@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 
 from latentsync_memsafe.latentsync.config import Extend
 from latentsync_memsafe.latentsync.errors import OutputError, VideoError
-from latentsync_memsafe.latentsync.generator import nearest_present, pingpong_indices
-from latentsync_memsafe.latentsync.pipeline import grouped
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource
 from latentsync_memsafe.latentsync.video.replay import ReplayBuffer
 from latentsync_memsafe.latentsync.video.timeline import KEPT_IN_MEMORY, timeline
+from latentsync_memsafe.latentsync.windows import grouped, nearest_present, pingpong_indices
 from latentsync_memsafe.memsafe import Cancelled, plan_for, probe
 from latentsync_memsafe.memsafe.storage import compressed_frames
 from latentsync_memsafe.memsafe.storage.frame_pool import Level

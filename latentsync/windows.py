@@ -1,0 +1,35 @@
+"""Windows: frames grouped for the denoiser, and padding of windows that lack frames or faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield consecutive lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+        del group  # so that it is not held while the next one is gathered
+
+
+def pingpong_indices(length: int, size: int) -> list[int]:
+    """Return the first `size` indices of 0, 1, .., length - 1, length - 2, .., 0, 1, ..
+
+    A window shorter than the model's is padded this way: the group norms of the network span the window, and
+    reflected motion has the statistics of motion.
+    """
+    if length == 1:
+        return [0] * size
+    period = 2 * (length - 1)
+    return [min(i % period, period - i % period) for i in range(size)]
+
+
+def nearest_present(present: Sequence[bool]) -> list[int]:
+    """Return for every position the nearest one that is present (the earlier of two); at least one must be."""
+    known = [i for i, is_present in enumerate(present) if is_present]
+    return [min(known, key=lambda k: (abs(k - i), k)) for i in range(len(present))]
