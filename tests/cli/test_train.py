@@ -152,8 +152,8 @@ def without_audio(folder: Path, data: Path) -> dict[str, object]:
         (empty, "holds no video or photo with a usable face"),
         (without_audio, "None of the 1 clips has audio and lasts 3 s or more"),
         (lambda *_: {"base": "2.0"}, "neither 1.6, 1.5 or demo nor an existing folder"),
-        (lambda *_: {"steps": 0}, "steps is 0; expected 1 or more"),
-        (lambda *_: {"learning-rate": 2}, "learning_rate is 2.0; expected"),
+        (lambda *_: {"steps": 0}, "--steps is 0; expected 1 or more"),
+        (lambda *_: {"learning-rate": 2}, "--learning-rate is 2.0; expected"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -174,7 +174,8 @@ def test_an_impossible_output_folder_is_refused_before_anything_is_loaded(
     (tmp_path / "file").write_text("mine")
     assert main(command("nowhere", "nowhere", Path(f"{tmp_path}/file{below}"))) == 2
     error = capsys.readouterr().err
-    assert "cannot be written (Not a directory); give another --out" in error and error.count("\n") == 1
+    assert "--out is " in error and error.count("\n") == 1
+    assert "which cannot be written (Not a directory); give another folder." in error
     assert (tmp_path / "file").read_text() == "mine"
 
 

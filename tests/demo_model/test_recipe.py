@@ -46,7 +46,7 @@ def tracks() -> list[SpeechClip]:
 @pytest.mark.slow
 def test_the_autoencoder_learns_and_its_latents_are_normalised(clip: AlignedClip, tmp_path: Path) -> None:
     losses: list[float] = []
-    options = LoopOptions("vae", 20, 1e-3, autocast=None, report_every=5, average=0.0)
+    options = LoopOptions("vae", 20, 1e-3, report_every=5, average=0.0)
     config = {**ModelConfig.published("tiny").vae, "sample_size": SIZE, "scaling_factor": 1.0}
     vae = train_vae(
         config,
@@ -69,7 +69,7 @@ def test_the_autoencoder_learns_and_its_latents_are_normalised(clip: AlignedClip
 @pytest.mark.slow
 def test_the_audio_encoder_learns_the_mouth_state(tracks: list[SpeechClip], tmp_path: Path) -> None:
     losses: list[float] = []
-    options = LoopOptions("audio_encoder", 30, 2e-3, autocast=None, report_every=10, average=0.0)
+    options = LoopOptions("audio_encoder", 30, 2e-3, report_every=10, average=0.0)
     train_audio_encoder(
         ModelConfig.published("tiny").audio_encoder,
         AudioTracks(tracks, []),

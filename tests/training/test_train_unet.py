@@ -9,12 +9,10 @@ from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces.mask import keep_mask
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.sampling import make_scheduler
-from latentsync_memsafe.latentsync.training.dataset import WindowDataset, encode_track
-from latentsync_memsafe.latentsync.training.gradient_checkpointing import enable_gradient_checkpointing
+from latentsync_memsafe.latentsync.training.dataset import ClipPairs, WindowDataset, encode_track
+from latentsync_memsafe.latentsync.training.fine_tune import enable_gradient_checkpointing, freeze_except
 from latentsync_memsafe.latentsync.training.loop import LoopOptions
 from latentsync_memsafe.latentsync.training.options import Trainable, TrainingOptions
-from latentsync_memsafe.latentsync.training.pairs import ClipPairs, audio_tracks
-from latentsync_memsafe.latentsync.training.train import freeze_except
 from latentsync_memsafe.latentsync.training.train_unet import (
     BatchOptions,
     denoising_loss,
@@ -30,8 +28,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def make_dataset(clip, networks):
     def make() -> WindowDataset:
-        features = [encode_track(networks.encoder, samples) for samples in audio_tracks([clip])]
-        return WindowDataset(ClipPairs([clip], FRAMES), networks.vae, features, FRAMES, seed=1, device=CPU)
+        pairs = ClipPairs([clip], FRAMES)
+        features = [encode_track(networks.encoder, samples) for samples in pairs.tracks]
+        return WindowDataset(pairs.draw, networks.vae, features, FRAMES, SIZE, seed=1, device=CPU)
 
     return make
 
