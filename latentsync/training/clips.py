@@ -54,10 +54,12 @@ def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache
     """
     try:
         paths = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.") from None
     except OSError as error:
-        raise InputError(f"The folder {str(folder)[:100]!r} cannot be read ({error.strerror}).") from None
+        raise InputError(
+            f"is {str(folder)[:100]!r}, which cannot be read ({error.strerror}); expected a folder with talking-head "
+            "clips to train on.",
+            options=("data",),
+        ) from None
     clips = []
     for path in paths:
         if path.suffix.lower() not in VIDEO_SUFFIXES + PHOTO_SUFFIXES:

@@ -148,7 +148,10 @@ def without_audio(folder: Path, data: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda *_: {"data": "nowhere"}, "No folder nowhere; expected one with talking-head clips"),
+        (
+            lambda *_: {"data": "nowhere"},
+            "--data is 'nowhere', which cannot be read (No such file or directory); expected a folder",
+        ),
         (empty, "holds no video or photo with a usable face"),
         (without_audio, "None of the 1 clips has audio and lasts 3 s or more"),
         (lambda *_: {"base": "2.0"}, "neither 1.6, 1.5 or demo nor an existing folder"),

@@ -153,4 +153,4 @@ def test_an_interrupted_run_resumes_and_the_model_loads(
 def test_unusable_data_is_refused_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"--data={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}", "--device=cpu"]) == 2
     error = capsys.readouterr().err
-    assert "expected one with talking-head clips to train on" in error and error.count("\n") == 1
+    assert "expected a folder with talking-head clips to train on" in error and error.count("\n") == 1
