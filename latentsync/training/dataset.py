@@ -194,10 +194,12 @@ class WindowDataset:
         pair = self._draw(np.random.default_rng([self._seed, 2, number]))
         target, reference = (to_tensor(faces).to(self._device) for faces in (pair.target, pair.reference))
         images = (target, target * self.keep.to(self._device), reference)
-        latents = [_encode_images(self._vae, part).transpose(0, 1).half().cpu() for part in images]
+        target, masked, reference = (
+            _encode_images(self._vae, part).transpose(0, 1).half().cpu() for part in images
+        )
         audio = self._features[pair.track][pair.start : pair.start + self.frames]
         pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
-        return EncodedWindow(*latents, audio.half().cpu(), pixels)
+        return EncodedWindow(target, masked, reference, audio.half().cpu(), pixels)
 
 
 def to_tensor(images: np.ndarray) -> Tensor:

@@ -107,4 +107,4 @@ def enable_gradient_checkpointing(unet: nn.Module) -> None:
     """
     for module in unet.modules():
         if isinstance(module, (ResnetBlock3D, Transformer3D, MotionModule)):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
