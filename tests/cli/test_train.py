@@ -150,7 +150,7 @@ def without_audio(folder: Path, data: Path) -> dict[str, object]:
     [
         (
             lambda *_: {"data": "nowhere"},
-            "--data is 'nowhere', which cannot be read (No such file or directory); expected a folder",
+            "--data is 'nowhere', which cannot be read (No such file",
         ),
         (empty, "holds no video or photo with a usable face"),
         (without_audio, "None of the 1 clips has audio and lasts 3 s or more"),
