@@ -224,7 +224,7 @@ def test_damaged_cache_files_are_replaced(
 
 def test_the_readme_describes_every_option() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## Train") : readme.index("## Good to know")]
+    section = readme[readme.index("## Train") : readme.index("## Notes")]
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     own = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
