@@ -57,12 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         seed=a.seed,
     )
     from ...memsafe import Cancelled
-    from ..training.train import train_model
+    from ..training.fine_tune import fine_tune
 
     # The bar itself shows nothing, as it counts video frames; it passes signals on to the runtime.
     with ProgressBar(True, a.stop) as host:
         try:
-            folder = train_model(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print)
+            folder = fine_tune(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print)
         except (Cancelled, KeyboardInterrupt):
             raise KeyboardInterrupt("the same command resumes the training.") from None
     print(folder)

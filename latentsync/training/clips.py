@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.resample import SAMPLE_RATE
 from ..audio.source import open_audio
 from ..config import SyncOptions
 from ..errors import AudioError, FaceError, InputError
@@ -20,12 +22,12 @@ from ..faces.detect import Face
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
-from .run_dir import report_write_errors
+from .model_folder import report_write_errors
 
 logger = logging.getLogger(__name__)
 
 FPS = Fraction(25)  # of training windows; other frame rates are converted when a clip is read
-SAMPLES_PER_FRAME = 16_000 // 25
+SAMPLES_PER_FRAME = SAMPLE_RATE // 25
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _CHUNK = 16  # frames per call of the face networks
@@ -52,10 +54,12 @@ def read_folder(folder: Path, detector: FaceMeshDetector, resolution: int, cache
     """
     try:
         paths = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"No folder {folder}; expected one with talking-head clips to train on.") from None
     except OSError as error:
-        raise InputError(f"The folder {str(folder)[:100]!r} cannot be read ({error.strerror}).") from None
+        raise InputError(
+            f"is {str(folder)[:100]!r}, which cannot be read ({error.strerror}); expected a folder with talking-head "
+            "clips to train on.",
+            options=("data",),
+        ) from None
     clips = []
     for path in paths:
         if path.suffix.lower() not in VIDEO_SUFFIXES + PHOTO_SUFFIXES:
@@ -93,24 +97,26 @@ def align_clip(
         return [[Face(m.box, m.score, m.anchors) for m in faces] for faces in found]
 
     locator = FaceLocator(detect, template, SyncOptions(), _CHUNK)
-    faces = _FaceWriter(resolution, store)
+    writer = _FaceWriter(resolution, store)
+    numbers: list[int] = []  # of the frames with a face
     points: list[np.ndarray] = []
     for i, located in enumerate(locator.locate(enumerate(source.frames()))):
         mesh = meshes[i]
-        if located.matrix is None or mesh is None:
-            faces.append(None)
-            points.append(np.zeros((468, 2), np.float32))
-        else:
-            faces.append(template.align(located.frame, located.matrix).permute(1, 2, 0).numpy())
-            points.append(_align_points(mesh, located.matrix, template))
-    start, stop = _longest_run(faces.found)
-    if start == stop:
+        if located.matrix is not None and mesh is not None:
+            numbers.append(i)
+            writer.append(template.align(located.frame, located.matrix).permute(1, 2, 0).numpy())
+            to_square = template.square_matrix(located.matrix)
+            aligned = mesh.astype(np.float64) @ to_square[:, :2].T + to_square[:, 2]
+            points.append(aligned.astype(np.float32))
+    if not numbers:
         raise FaceError(f"{name} has no frame with a face; expected a talking head.")
+    run = _longest_run(numbers)
+    first = numbers[run.start]
     return AlignedClip(
         name=name,
-        faces=faces.read(start, stop),
-        points=np.stack(points[start:stop]),
-        samples=_read_samples(audio, start, stop) if audio is not None else np.zeros(0, np.float32),
+        faces=writer.read(run),
+        points=np.stack(points[run.start : run.stop]),
+        samples=np.zeros(0, np.float32) if audio is None else _read_samples(audio, first, first + len(run)),
     )
 
 
@@ -118,7 +124,6 @@ class _FaceWriter:
     """Aligned faces appended one by one, to a file or to memory."""
 
     def __init__(self, resolution: int, store: Path | None) -> None:
-        self.found: list[bool] = []
         self._shape, self._store = (resolution, resolution, 3), store
         self._in_memory: list[np.ndarray] = []
         if store is not None:
@@ -126,28 +131,25 @@ class _FaceWriter:
                 store.parent.mkdir(parents=True, exist_ok=True)
                 store.write_bytes(b"")
 
-    def append(self, face: np.ndarray | None) -> None:
-        self.found.append(face is not None)
-        face = np.zeros(self._shape, np.uint8) if face is None else face
+    def append(self, face: np.ndarray) -> None:
         if self._store is None:
             self._in_memory.append(face)
             return
         with report_write_errors(self._store), self._store.open("ab") as file:
-            file.write(np.ascontiguousarray(face).tobytes())
+            file.write(face.tobytes())
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return faces start .. stop - 1, [n, r, r, 3], and remove all others from the file."""
+    def read(self, run: range) -> np.ndarray:
+        """Return the faces of this run, [n, r, r, 3], and remove all others from the file."""
         if self._store is None:
-            return np.stack(self._in_memory[start:stop])
-        if stop - start < len(self.found):
-            whole = np.memmap(self._store, np.uint8, "r", shape=(len(self.found), *self._shape))
-            trimmed = self._store.with_suffix(".run")
-            with report_write_errors(trimmed):
-                with trimmed.open("wb") as file:
-                    file.writelines(face.tobytes() for face in whole[start:stop])
-                del whole  # Windows cannot replace a file that is mapped
-                trimmed.replace(self._store)
-        return np.memmap(self._store, np.uint8, "r", shape=(stop - start, *self._shape))
+            return np.stack(self._in_memory[run.start : run.stop])
+        faces = np.memmap(self._store, np.uint8, "r+").reshape(-1, *self._shape)
+        if len(run) < len(faces):
+            for target, position in enumerate(run):
+                faces[target] = faces[position]
+            del faces  # Windows cannot shorten a file that is mapped
+            with report_write_errors(self._store):
+                os.truncate(self._store, len(run) * math.prod(self._shape))
+        return np.memmap(self._store, np.uint8, "r").reshape(-1, *self._shape)
 
 
 def _load_or_align(path: Path, detector: FaceMeshDetector, resolution: int, cache: Path) -> AlignedClip:
@@ -171,7 +173,7 @@ def _load_or_align(path: Path, detector: FaceMeshDetector, resolution: int, cach
             np.savez(partial, points=clip.points, samples=clip.samples)
             partial.replace(rest)  # last, because its presence marks the cached clip as complete
     except BaseException:
-        for unfinished in (faces, faces.with_suffix(".run"), partial):
+        for unfinished in (faces, partial):
             with suppress(OSError):
                 unfinished.unlink()
         with suppress(OSError):  # the folder holds other clips
@@ -190,12 +192,6 @@ def _load_cached(name: str, faces: Path, rest: Path, resolution: int) -> Aligned
     return AlignedClip(name, np.memmap(faces, np.uint8, "r", shape=shape), points, samples)
 
 
-def _align_points(points: np.ndarray, matrix: np.ndarray, template: Template) -> np.ndarray:
-    """Transform mesh points [468, 2] from a frame to pixels of the aligned square, float32."""
-    to_square = template.square_matrix(matrix)
-    return (points.astype(np.float64) @ to_square[:, :2].T + to_square[:, 2]).astype(np.float32)
-
-
 def _read_samples(path: Path, start: int, stop: int) -> np.ndarray:
     """Read 16 kHz mono audio of frames start .. stop - 1, padded with silence; [0] if the file has none."""
     try:
@@ -207,12 +203,11 @@ def _read_samples(path: Path, start: int, stop: int) -> np.ndarray:
     return np.pad(samples, (0, (stop - start) * SAMPLES_PER_FRAME - len(samples))).astype(np.float32)
 
 
-def _longest_run(flags: list[bool]) -> tuple[int, int]:
-    """Return start and stop of the longest run of True; (0, 0) if there is none."""
-    best_start = best = start = 0
-    for i, flag in enumerate([*flags, False]):
-        if not flag:
-            if i - start > best:
-                best, best_start = i - start, start
-            start = i + 1
-    return best_start, best_start + best
+def _longest_run(numbers: list[int]) -> range:
+    """Return the positions of the longest run of consecutive numbers; the first one of equal length."""
+    longest, start = range(0), 0
+    for position, number in enumerate(numbers, 1):
+        if position == len(numbers) or numbers[position] != number + 1:
+            longest = max(longest, range(start, position), key=len)
+            start = position
+    return longest

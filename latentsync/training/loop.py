@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...memsafe import is_oom
 from ..errors import OutputError, TrainingError
-from .run_dir import report_write_errors
+from .model_folder import report_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ ProgressCallback = Callable[[str, int, int, dict[str, float]], None]
 
 _WARMUP = 50  # steps of rising learning rate
 _DECAY = 0.25  # share of the steps, at the end, of falling learning rate
+_WEIGHT_DECAY = 1e-2
+_MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,7 @@ class LoopOptions:
     steps: int
     learning_rate: float
     seed: int = 0
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
     average: float = 0.999  # decay of the moving average of the weights (EMA); 0: none
-    autocast: torch.dtype | None = torch.bfloat16  # None: full precision
     save_every: int = 250  # steps
     report_every: int = 25  # steps
     # Stored with the state; resuming with other values gives a warning.
@@ -74,8 +73,8 @@ def train(
     o = options
     device = next(module.parameters()).device
     state = _State(module, o, folder / f"{o.stage}.state.pt")
-    progress = _Progress(o, state.step, report)
     start = state.step
+    progress = _Progress(o, start, report)
     module.train()
     try:
         while state.step < o.steps:
@@ -83,7 +82,7 @@ def train(
             i = state.step
             rng = np.random.default_rng([o.seed, i])
             generator = torch.Generator().manual_seed(o.seed * 1_000_003 + i)
-            with torch.autocast(device.type, o.autocast) if o.autocast is not None else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16):
                 loss, figures = compute_loss(i, rng, generator)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -92,7 +91,7 @@ def train(
                     f"{o.rate_at(i):.2g}) and resume from the last saved state."
                 )
             loss.backward()
-            state.update(o.rate_at(i), o.clip_norm)
+            state.update(o.rate_at(i))
             progress.add(state.step, {"loss": value, **figures})
             if state.step % o.save_every == 0:
                 state.save()
@@ -108,7 +107,7 @@ def train(
 
 
 class _Progress:
-    """Means of the logged figures between two calls of the callback."""
+    """Means of the figures since the last call of `report`."""
 
     def __init__(self, options: LoopOptions, start: int, report: ProgressCallback) -> None:
         self._options, self._start, self._report = options, start, report
@@ -116,7 +115,7 @@ class _Progress:
         self._figures: dict[str, list[float]] = {}
 
     def add(self, step: int, figures: dict[str, float]) -> None:
-        """Add the figures of a finished step; calls back every `report_every` steps and after the last one."""
+        """Add the figures of a finished step; reports every `report_every` steps and after the last one."""
         o = self._options
         for name, figure in figures.items():
             self._figures.setdefault(name, []).append(figure)
@@ -132,25 +131,25 @@ class _State:
 
     def __init__(self, module: nn.Module, options: LoopOptions, path: Path) -> None:
         self.step = 0
-        self._path, self._decay, self._settings = path, options.average, dict(options.settings)
+        self._path, self._options = path, options
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._averages = [p.detach().clone() for p in self._parameters]
         self._optimizer = torch.optim.AdamW(
-            self._parameters, options.learning_rate, betas=(0.9, 0.99), weight_decay=options.weight_decay
+            self._parameters, options.learning_rate, betas=(0.9, 0.99), weight_decay=_WEIGHT_DECAY
         )
         self._consistent = True  # False while an update is under way
         if path.exists():
-            self._load(options.steps)
+            self._load()
 
-    def update(self, rate: float, clip_norm: float) -> None:
+    def update(self, rate: float) -> None:
         """Apply one optimizer step and update the averages."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+        nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
         self._consistent = False
         self._optimizer.step()
         # A shorter average at first, so that the initial weights do not linger in it.
-        decay = min(self._decay, (1 + self.step) / (10 + self.step))
+        decay = min(self._options.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, [p.detach() for p in self._parameters], 1 - decay)
         self.step += 1
@@ -168,7 +167,7 @@ class _State:
             return
         state: dict[str, Any] = {
             "step": self.step,
-            "settings": self._settings,
+            "settings": dict(self._options.settings),
             "parameters": [p.detach() for p in self._parameters],
             "averages": self._averages,
             "optimizer": self._optimizer.state_dict(),
@@ -184,7 +183,7 @@ class _State:
                 partial.unlink()
             raise
 
-    def _load(self, steps: int) -> None:
+    def _load(self) -> None:
         try:
             self._restore(torch.load(self._path, map_location="cpu", weights_only=True))
         except TrainingError:
@@ -194,42 +193,40 @@ class _State:
                 raise
             problem = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "is damaged"
             raise TrainingError(
-                f"The state {self._path} {problem}; remove it to train from the beginning, or give another "
-                "--out."
+                f"The state {self._path} {problem}; remove it to train from the beginning, or train "
+                "into another folder."
             ) from error
         logger.info("%s: resuming from step %d", self._path.name, self.step)
-        if self.step > steps:
+        if self.step > self._options.steps:
             logger.warning(
                 "%s was trained for %d steps already, more than the %d requested; nothing is trained.",
                 self._path,
                 self.step,
-                steps,
+                self._options.steps,
             )
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
-        for own, stored in (
-            (self._parameters, state["parameters"]),
-            (self._averages, state["averages"]),
-        ):
-            if [p.shape for p in own] != [s.shape for s in stored]:
-                raise TrainingError(
-                    f"{self._path} is the state of another network; give another --out or remove it."
-                )
-            for p, s in zip(own, stored, strict=True):
-                p.copy_(s)
+        tensors, stored = [*self._parameters, *self._averages], [*state["parameters"], *state["averages"]]
+        if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in stored]:
+            raise TrainingError(
+                f"{self._path} is the state of another network; remove it, or train into another folder."
+            )
+        for tensor, value in zip(tensors, stored, strict=True):
+            tensor.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self._warn_of_other_settings(state.get("settings", {}))
 
     def _warn_of_other_settings(self, stored: Mapping[str, str | float]) -> None:
-        changed = [name for name, value in self._settings.items() if stored.get(name, value) != value]
+        settings = self._options.settings
+        changed = [name for name, value in settings.items() if stored.get(name, value) != value]
         if changed:
             logger.warning(
                 "%s was trained for %d steps with %s; training resumes from there. To train with %s from the "
-                "beginning give another --out.",
+                "beginning, train into another folder.",
                 self._path,
                 self.step,
                 ", ".join(f"{name} {stored[name]}" for name in changed),
-                ", ".join(f"{name} {self._settings[name]}" for name in changed),
+                ", ".join(f"{name} {settings[name]}" for name in changed),
             )

@@ -27,9 +27,7 @@ class TrainingOptions:
     steps: int = 1000
     batch: int = 1  # windows per step
     learning_rate: float = 1e-5
-    trainable: Trainable | None = (
-        None  # None: audio on compact and standard devices, attention on larger ones
-    )
+    trainable: Trainable | None = None  # None: audio on compact and standard devices, else attention
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -41,4 +39,4 @@ class TrainingOptions:
         )
         for name, valid, expected in checks:
             if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
+                raise InputError(f"is {getattr(self, name)}; expected {expected}.", options=(name,))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dataset import EncodedWindow, WindowDataset
+from .dataset import WindowDataset
 from .loop import LoopOptions, ProgressCallback, train
 
 UNCONDITIONAL_SHARE = 0.1  # of the windows are trained without audio, for classifier-free guidance
@@ -42,7 +42,6 @@ class Batch:
     sample: Tensor  # [b, 3 c + 1, f, s, s]: noisy latents, mask, masked and reference latents
     steps: Tensor  # [b], timesteps of the noise schedule
     audio: Tensor  # [b, f, n, d]
-    noisy: Tensor  # [b, c, f, s, s]
     target: Tensor  # [b, c, f, s, s], the clean latents
     prediction: Tensor  # [b, c, f, s, s], the right prediction
     alpha: Tensor  # [b, 1, 1, 1, 1], cumulative product of the schedule: the signal's share of the power
@@ -96,9 +95,12 @@ def draw_batch(
     windows = [dataset[number] for number in numbers]
     count = len(windows)
     cuts = [slice(c, c + frames) for c in rng.integers(dataset.frames - frames + 1, size=count)]
-    target, masked, reference = (
-        _stack(windows, cuts, name, device) for name in ("target", "masked", "reference")
-    )
+
+    def stack(name: str) -> Tensor:
+        latents = [getattr(window, name)[:, cut].float() for window, cut in zip(windows, cuts, strict=True)]
+        return torch.stack(latents).to(device)
+
+    target, masked, reference = stack("target"), stack("masked"), stack("reference")
     audio = torch.stack([window.audio[cut].float() for window, cut in zip(windows, cuts, strict=True)])
     unconditional = torch.from_numpy(rng.random(count) < UNCONDITIONAL_SHARE)
     alphas = scheduler.alphas_cumprod
@@ -122,7 +124,6 @@ def draw_batch(
         sample=torch.cat([noisy, mask, masked, reference], dim=1),
         steps=steps.to(device),
         audio=audio.masked_fill(unconditional[:, None, None, None], 0.0).to(device),
-        noisy=noisy,
         target=target,
         prediction=prediction,
         alpha=alpha,
@@ -130,12 +131,6 @@ def draw_batch(
         frames=torch.from_numpy(decoded),
         pixels=torch.stack([windows[w].pixels[cuts[w]][f] for w, f in decoded.tolist()]).to(device),
     )
-
-
-def _stack(windows: list[EncodedWindow], cuts: list[slice], name: str, device: torch.device) -> Tensor:
-    """Latents [b, c, f, s, s] of these frames of the windows."""
-    latents = [getattr(window, name)[:, cut].float() for window, cut in zip(windows, cuts, strict=True)]
-    return torch.stack(latents).to(device)
 
 
 def denoising_loss(
@@ -148,7 +143,8 @@ def denoising_loss(
     predicted = unet(batch.sample, batch.steps, batch.audio).float()
     weight = batch.weight / batch.weight.mean()
     loss = ((predicted - batch.prediction).square() * weight).mean()
-    clean = estimate_clean(predicted, batch.noisy, batch.alpha, kind)
+    noisy = batch.sample[:, : batch.target.shape[1]]
+    clean = estimate_clean(predicted, noisy, batch.alpha, kind)
     figures = {"clean": float(((clean.detach() - batch.target).square() * weight).mean())}
     if vae is not None:
         chosen = torch.stack([clean[w, :, f] for w, f in batch.frames.tolist()])

@@ -148,12 +148,15 @@ def without_audio(folder: Path, data: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda *_: {"data": "nowhere"}, "No folder nowhere; expected one with talking-head clips"),
+        (
+            lambda *_: {"data": "nowhere"},
+            "--data is 'nowhere', which cannot be read (No such file",
+        ),
         (empty, "holds no video or photo with a usable face"),
         (without_audio, "None of the 1 clips has audio and lasts 3 s or more"),
         (lambda *_: {"base": "2.0"}, "neither 1.6, 1.5 or demo nor an existing folder"),
-        (lambda *_: {"steps": 0}, "steps is 0; expected 1 or more"),
-        (lambda *_: {"learning-rate": 2}, "learning_rate is 2.0; expected"),
+        (lambda *_: {"steps": 0}, "--steps is 0; expected 1 or more"),
+        (lambda *_: {"learning-rate": 2}, "--learning-rate is 2.0; expected"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -174,7 +177,8 @@ def test_an_impossible_output_folder_is_refused_before_anything_is_loaded(
     (tmp_path / "file").write_text("mine")
     assert main(command("nowhere", "nowhere", Path(f"{tmp_path}/file{below}"))) == 2
     error = capsys.readouterr().err
-    assert "cannot be written (Not a directory); give another --out" in error and error.count("\n") == 1
+    assert "--out is " in error and error.count("\n") == 1
+    assert "which cannot be written (Not a directory); give another folder." in error
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -220,7 +224,7 @@ def test_damaged_cache_files_are_replaced(
 
 def test_the_readme_describes_every_option() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme[readme.index("## Train") : readme.index("## Good to know")]
+    section = readme[readme.index("## Train") : readme.index("## Notes")]
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     own = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}

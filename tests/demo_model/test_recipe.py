@@ -46,7 +46,7 @@ def tracks() -> list[SpeechClip]:
 @pytest.mark.slow
 def test_the_autoencoder_learns_and_its_latents_are_normalised(clip: AlignedClip, tmp_path: Path) -> None:
     losses: list[float] = []
-    options = LoopOptions("vae", 20, 1e-3, autocast=None, report_every=5, average=0.0)
+    options = LoopOptions("vae", 20, 1e-3, report_every=5, average=0.0)
     config = {**ModelConfig.published("tiny").vae, "sample_size": SIZE, "scaling_factor": 1.0}
     vae = train_vae(
         config,
@@ -69,7 +69,7 @@ def test_the_autoencoder_learns_and_its_latents_are_normalised(clip: AlignedClip
 @pytest.mark.slow
 def test_the_audio_encoder_learns_the_mouth_state(tracks: list[SpeechClip], tmp_path: Path) -> None:
     losses: list[float] = []
-    options = LoopOptions("audio_encoder", 30, 2e-3, autocast=None, report_every=10, average=0.0)
+    options = LoopOptions("audio_encoder", 30, 2e-3, report_every=10, average=0.0)
     train_audio_encoder(
         ModelConfig.published("tiny").audio_encoder,
         AudioTracks(tracks, []),
@@ -153,4 +153,4 @@ def test_an_interrupted_run_resumes_and_the_model_loads(
 def test_unusable_data_is_refused_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"--data={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}", "--device=cpu"]) == 2
     error = capsys.readouterr().err
-    assert "expected one with talking-head clips to train on" in error and error.count("\n") == 1
+    assert "expected a folder with talking-head clips to train on" in error and error.count("\n") == 1

@@ -26,7 +26,7 @@ def network():
 
 
 def options(**changes):
-    return LoopOptions(**{"stage": "fit", "steps": 40, "learning_rate": 1e-2, "autocast": None, **changes})
+    return LoopOptions(**{"stage": "fit", "steps": 40, "learning_rate": 1e-2, **changes})
 
 
 def test_the_loss_falls(tmp_path):

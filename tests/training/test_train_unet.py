@@ -9,12 +9,10 @@ from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces.mask import keep_mask
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.sampling import make_scheduler
-from latentsync_memsafe.latentsync.training.dataset import WindowDataset, encode_track
-from latentsync_memsafe.latentsync.training.gradient_checkpointing import enable_gradient_checkpointing
+from latentsync_memsafe.latentsync.training.dataset import ClipPairs, WindowDataset, encode_track
+from latentsync_memsafe.latentsync.training.fine_tune import enable_gradient_checkpointing, freeze_except
 from latentsync_memsafe.latentsync.training.loop import LoopOptions
 from latentsync_memsafe.latentsync.training.options import Trainable, TrainingOptions
-from latentsync_memsafe.latentsync.training.pairs import ClipPairs, audio_tracks
-from latentsync_memsafe.latentsync.training.train import freeze_except
 from latentsync_memsafe.latentsync.training.train_unet import (
     BatchOptions,
     denoising_loss,
@@ -30,8 +28,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def make_dataset(clip, networks):
     def make() -> WindowDataset:
-        features = [encode_track(networks.encoder, samples) for samples in audio_tracks([clip])]
-        return WindowDataset(ClipPairs([clip], FRAMES), networks.vae, features, FRAMES, seed=1, device=CPU)
+        pairs = ClipPairs([clip], FRAMES)
+        features = [encode_track(networks.encoder, samples) for samples in pairs.tracks]
+        return WindowDataset(pairs.draw, networks.vae, features, FRAMES, SIZE, seed=1, device=CPU)
 
     return make
 
@@ -72,9 +71,9 @@ def test_the_right_prediction_has_no_loss(dataset, config):
 
 def test_inputs_have_the_order_of_inference_and_one_noise_per_window(dataset, config):
     batch = make_batch(dataset, [0, 1, 2], 2, make_scheduler(config.scheduler))
-    noise = (batch.noisy - batch.alpha.sqrt() * batch.target) / (1 - batch.alpha).sqrt()
+    noisy = batch.sample[:, :4]
+    noise = (noisy - batch.alpha.sqrt() * batch.target) / (1 - batch.alpha).sqrt()
     assert torch.allclose(noise[:, :, 0], noise[:, :, 1], atol=1e-4)
-    assert torch.equal(batch.sample[:, :4], batch.noisy)
     mask = F.interpolate(keep_mask(SIZE)[None], size=batch.sample.shape[-2:], mode="nearest")
     assert torch.equal(batch.sample[:, 4:5], mask[:, :, None].expand(3, 1, 2, -1, -1))
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from latentsync_memsafe.latentsync.errors import InputError
-from latentsync_memsafe.latentsync.training.augmentation import Augmentation
 from latentsync_memsafe.latentsync.training.clips import PHOTO_SUFFIXES, VIDEO_SUFFIXES, AlignedClip
+from latentsync_memsafe.latentsync.training.dataset import Augmentation
 from latentsync_memsafe.latentsync.video import FrameSource, open_video
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ImageDataset:
                 image = self._crop(image[self.resolution // 3 :], rng, 0.5)
         else:
             image = self._crop(self._images[int(rng.choice(len(self._images), p=self._weights))], rng)
-        change = Augmentation.random(rng, self.resolution, strength=float(rng.choice([0.0, 0.4, 0.8])))
+        change = Augmentation(rng, self.resolution, strength=float(rng.choice([0.0, 0.4, 0.8])))
         return change(image[None])[0]
 
     def _crop(self, image: np.ndarray, rng: np.random.Generator, smallest: float = 0.12) -> np.ndarray:

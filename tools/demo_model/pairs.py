@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from latentsync_memsafe.latentsync.training.clips import AlignedClip
-from latentsync_memsafe.latentsync.training.pairs import Pair, PairSource, augment
+from latentsync_memsafe.latentsync.training.dataset import Pair, augment
 
 from .drawn import DrawnFace
 from .mouth_interior import MouthInterior
@@ -22,6 +23,12 @@ _ORIGINAL_REFERENCE_SHARE = 0.6  # of the reposed windows have the original fram
 _SWAY = 0.007  # standard deviation of a drawn head's movement within a window, relative to the image size
 
 
+class PairSource(Protocol):
+    """Source of random training pairs; equal generator states give equal pairs."""
+
+    def draw(self, rng: np.random.Generator) -> Pair: ...
+
+
 class MixedPairs:
     """Pairs from several sources, each drawn with the probability of its share."""
 
@@ -29,7 +36,6 @@ class MixedPairs:
         self._sources = [source for source, _ in sources]
         shares = np.array([share for _, share in sources])
         self._shares = shares / shares.sum()
-        self.resolution = self._sources[0].resolution
 
     def draw(self, rng: np.random.Generator) -> Pair:
         return self._sources[int(rng.choice(len(self._sources), p=self._shares))].draw(rng)

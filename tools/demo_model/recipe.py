@@ -18,18 +18,16 @@ from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.sampling import make_scheduler
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip, read_folder
-from latentsync_memsafe.latentsync.training.dataset import WindowDataset, encode_track
-from latentsync_memsafe.latentsync.training.export import save_model
+from latentsync_memsafe.latentsync.training.dataset import ClipPairs, WindowDataset, encode_track
+from latentsync_memsafe.latentsync.training.fine_tune import load_mesh_detector
 from latentsync_memsafe.latentsync.training.loop import LoopOptions, ProgressCallback
-from latentsync_memsafe.latentsync.training.pairs import ClipPairs, PairSource
-from latentsync_memsafe.latentsync.training.run_dir import training_folder
-from latentsync_memsafe.latentsync.training.train import load_mesh_detector
+from latentsync_memsafe.latentsync.training.model_folder import save_model, training_folder
 from latentsync_memsafe.latentsync.training.train_unet import BatchOptions, train_unet
 from latentsync_memsafe.latentsync.video import ArraySource
 from latentsync_memsafe.memsafe import Runtime
 
 from .images import ImageDataset, packaged_photographs, read_whole_frames
-from .pairs import DrawnPairs, MixedPairs, ReposedPairs
+from .pairs import DrawnPairs, MixedPairs, PairSource, ReposedPairs
 from .speech import SpeechClip, collect_tracks
 from .train_audio_encoder import train_audio_encoder
 from .train_vae import train_vae
@@ -108,10 +106,11 @@ class _Stages:
         )
         frames = self.config.num_frames
         dataset = WindowDataset(
-            mix_pairs(clips, tracks.all, frames),
+            mix_pairs(clips, tracks.all, frames).draw,
             vae,
             [encode_track(encoder, track.samples) for track in tracks.all],
             frames,
+            self.config.resolution,
             self.seed,
             self.runtime.device,
         )

@@ -28,8 +28,7 @@ from latentsync_memsafe.latentsync.faces.mask import keep_mask
 from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
-from latentsync_memsafe.latentsync.training.dataset import encode_track, to_tensor
-from latentsync_memsafe.latentsync.training.pairs import REFERENCE_DISTANCE
+from latentsync_memsafe.latentsync.training.dataset import REFERENCE_DISTANCE, encode_track, to_tensor
 from latentsync_memsafe.latentsync.video import open_video
 from latentsync_memsafe.latentsync.video.timeline import timeline
 from latentsync_memsafe.memsafe import Runtime

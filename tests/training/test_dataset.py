@@ -7,7 +7,7 @@ import pytest
 
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.training.clips import AlignedClip
-from latentsync_memsafe.latentsync.training.pairs import ClipPairs, Pair, audio_tracks, augment
+from latentsync_memsafe.latentsync.training.dataset import ClipPairs, Pair, augment
 
 FRAMES = 4
 NO_AUDIO = np.zeros(0, np.float32)
@@ -46,9 +46,9 @@ def test_equal_generators_give_equal_pairs(clip) -> None:
 def test_tracks_count_the_clips_that_have_audio(clip) -> None:
     photo = replace(shorten(clip, 1), samples=NO_AUDIO)
     clips = [photo, shorten(clip, 20), clip]
-    tracks = audio_tracks(clips)
-    assert [len(track) for track in tracks] == [20 * 640, 100 * 640]
-    drawn = {ClipPairs(clips, FRAMES).draw(np.random.default_rng(seed)).track for seed in range(10)}
+    pairs = ClipPairs(clips, FRAMES)
+    assert [len(track) for track in pairs.tracks] == [20 * 640, 100 * 640]
+    drawn = {pairs.draw(np.random.default_rng(seed)).track for seed in range(10)}
     assert drawn == {1}  # clips shorter than 3 s are not drawn
 
 
