@@ -7,13 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .open import open_video
     from .output_file import check_target
     from .pipe import is_pipe
-    from .reverse import reversed_frames
-    from .source import ArraySource, ColorTags, FrameSource, is_seekable
-    from .stream_source import StreamSource
-    from .video_file import VideoFile
+    from .source import ArraySource, ColorTags, FrameSource, StreamSource, is_seekable
+    from .video_file import VideoFile, open_video
     from .writer import VideoWriter
 
 __all__ = [
@@ -27,21 +24,19 @@ __all__ = [
     "is_pipe",
     "is_seekable",
     "open_video",
-    "reversed_frames",
 ]
 
 _MODULES = {
     "ArraySource": "source",
     "ColorTags": "source",
     "FrameSource": "source",
-    "StreamSource": "stream_source",
+    "StreamSource": "source",
     "VideoFile": "video_file",
     "VideoWriter": "writer",
     "check_target": "output_file",
     "is_pipe": "pipe",
     "is_seekable": "source",
-    "open_video": "open",
-    "reversed_frames": "reverse",
+    "open_video": "video_file",
 }
 
 

@@ -10,8 +10,7 @@ import av
 from av.container import InputContainer
 
 from ..errors import VideoError
-from ..media_file import error_text, open_media
-from ..shortage import raise_shortage
+from ..media_file import error_text, open_media, raise_shortage
 
 _COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
 _TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a tile of the image; only FFmpeg's own tools assemble them

@@ -16,7 +16,7 @@ from filelock import BaseFileLock
 
 from ...memsafe.storage.file_lock import release_lock, take_lock
 from ..errors import OutputError
-from ..shortage import raise_shortage
+from ..media_file import raise_shortage
 from .formats import SUFFIXES
 
 _LOCK = ".lock"

@@ -10,10 +10,14 @@ import numpy as np
 
 from ..config import Extend
 from ..errors import VideoError
-from . import FrameSource, is_seekable, reversed_frames
-from .replay import ReplayBuffer
+from .buffers import ReplayBuffer
+from .source import FrameSource, is_seekable
 
 KEPT_IN_MEMORY = 16  # a source of at most this many frames (a portrait, a short GIF) is decoded only once
+
+# A block read backwards begins with a seek, and all frames since the key frame before it are decoded, so larger blocks
+# are faster: some clips have a single key frame. 128 MiB are 21 frames of 1080p.
+_BLOCK_BYTES = 128 * 2**20
 
 Pass = Callable[[], Iterator[np.ndarray]]
 
@@ -110,3 +114,16 @@ def _repeats(
             )
         if extend is Extend.PINGPONG:
             reverse = not reverse
+
+
+def reversed_frames(source: FrameSource, stop: int, block: int | None = None) -> Iterator[np.ndarray]:
+    """Yield frames `stop - 1`, `stop - 2`, ... 0 as uint8 [h, w, 3] RGB, holding at most `block` of them.
+
+    `block` None: as many as fit 128 MiB, at least 16. If the source ends before `stop`, its last frame comes first.
+    """
+    if block is None:
+        block = max(16, _BLOCK_BYTES // (source.width * source.height * 3))
+    for high in range(stop, 0, -block):
+        frames = source.read(max(0, high - block), high)
+        while frames:
+            yield frames.pop()

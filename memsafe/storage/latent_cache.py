@@ -1,8 +1,11 @@
-"""Encoded faces by content, so that the same face is encoded once."""
+"""Encoded faces by content, so that the same face is encoded once; kept in RAM, on the device and in a file."""
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -14,9 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..batching.history import default_history_path
+from ..device.memory import free_disk
 from ..device.probe import GIB, DeviceInfo
+from .frame_codec import FrameDataError, FrameEncoder, decode
 from .frame_pool import FramePool, PoolBudget, PoolFullError
-from .latent_file import LatentFile
+
+logger = logging.getLogger(__name__)
 
 PATCH = 32  # pixels; edge of the squares by which two faces are compared
 RECENT = 4  # encoded faces that a new one is compared with
@@ -24,6 +31,22 @@ HOT_SHARE = 128  # of a device's free memory, one part
 HOT_BYTES = 256 * 2**20  # at most
 _SAMPLES = 16  # values of each weight that distinguish two encoders
 _DIGEST = 16  # bytes
+
+FORMAT = 1  # of the file's table; the content of another format is deleted
+WAITING_BYTES = 8 * 2**20  # compressed faces held in RAM until they are written in one transaction
+_FREE_SHARE = 4  # the file never takes more than this part of the free disk
+_TIMEOUT = 5.0  # seconds to wait for another process
+_SCHEMA = f"""
+DROP TABLE IF EXISTS latents;
+CREATE TABLE latents (key BLOB PRIMARY KEY, used REAL NOT NULL, value BLOB NOT NULL);
+PRAGMA user_version = {FORMAT};
+"""  # used: start of the last run that needed the entry, in seconds since 1970
+
+
+def default_latent_path() -> Path | None:
+    """Return the default file, beside the batch history; None for a user without a home folder."""
+    history = default_history_path()
+    return None if history is None else history.with_name("encoded-faces.sqlite3")
 
 
 def content_key(image: Tensor | np.ndarray, *state: object) -> bytes:
@@ -62,7 +85,7 @@ class LatentCache:
     def __init__(self, warm: int, file: Path | None = None, file_limit: int = GIB) -> None:
         self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
         self._pool = FramePool(PoolBudget(warm=warm))
-        self._file = None if file is None else LatentFile(file, file_limit)
+        self._file = None if file is None else _LatentFile(file, file_limit)
         self._order: OrderedDict[bytes, None] = OrderedDict()  # keys in the pool, least recently used first
         self._used: set[bytes] = set()  # keys used in this run
         self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
@@ -141,7 +164,7 @@ class LatentCache:
             return tensor
 
     def put(self, key: bytes, tensor: Tensor) -> None:
-        """Cache a copy; a tensor larger than the budgets is not kept in RAM."""
+        """Cache a copy; a tensor larger than the budgets only goes into the file."""
         with self._lock:
             self._put_in_pool(key, tensor)
             if self._file is not None:
@@ -204,6 +227,120 @@ class LatentCache:
                     return encoding
         missing[key] = face
         return key
+
+
+class _LatentFile:
+    """The frozen level: arrays by key in an sqlite3 database, safe for several processes at once.
+
+    limit: bytes of all values; entries of earlier runs are evicted first, the longest unused (LRU), and entries of
+    this run never. The file is opened, or created, at the first use. Any error is logged once and disables it.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path, self._limit = path, limit
+        self._database: sqlite3.Connection | None = None
+        self._disabled = False
+        self._waiting: dict[bytes, bytes] = {}
+        self._needed: set[bytes] = set()  # stored keys that this run has read
+        self._run = time.time()
+
+    def begin_run(self) -> None:
+        """Make the entries stored or read so far those of an earlier run."""
+        self.flush()
+        self._run = time.time()
+
+    def get(self, key: bytes) -> np.ndarray | None:
+        """Return the array; None if it is not stored or damaged."""
+        value = self._waiting.get(key)
+        if value is None and (database := self._open()) is not None:
+            try:
+                row = database.execute("SELECT value FROM latents WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._disable(error)
+                return None
+            if row is not None:
+                value = row[0]
+                self._needed.add(key)
+        try:
+            return None if value is None else decode([value])[0]
+        except FrameDataError:
+            return None  # encoded again and replaced
+
+    def put(self, key: bytes, array: np.ndarray) -> None:
+        """Store an array; it is on disk after `flush`."""
+        if self._disabled or key in self._waiting:
+            return
+        self._waiting[key] = FrameEncoder().encode(array)
+        if self._waiting_bytes() > WAITING_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, and which entries this run needed, in one transaction."""
+        if not (self._waiting or self._needed) or (database := self._open()) is None:
+            return
+        try:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                database.executemany(
+                    "UPDATE latents SET used = ? WHERE key = ?", [(self._run, key) for key in self._needed]
+                )
+                room = self._evict(database)
+                for key, value in self._waiting.items():
+                    room -= len(value)
+                    if room >= 0:
+                        row = key, self._run, value
+                        database.execute("INSERT OR REPLACE INTO latents VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            self._disable(error)
+        self._waiting.clear()
+        self._needed.clear()
+
+    def _waiting_bytes(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def _evict(self, database: sqlite3.Connection) -> float:
+        """Delete entries of earlier runs until what waits fits; return the bytes that are free."""
+        [stored] = database.execute("SELECT TOTAL(LENGTH(value)) FROM latents").fetchone()
+        free = free_disk(self._path.parent)
+        limit = self._limit if free is None else min(self._limit, stored + free // _FREE_SHARE)
+        excess = stored + self._waiting_bytes() - limit
+        if excess > 0:
+            old = "SELECT key, LENGTH(value) FROM latents WHERE used < ? ORDER BY used"
+            for key, size in database.execute(old, (self._run,)).fetchall():
+                database.execute("DELETE FROM latents WHERE key = ?", (key,))
+                stored -= size
+                excess -= size
+                if excess <= 0:
+                    break
+        return float(limit - stored)
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._database is not None or self._disabled:
+            return self._database
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)  # they show faces
+            self._database = database = sqlite3.connect(
+                self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            if database.execute("PRAGMA user_version").fetchone() != (FORMAT,):
+                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        except (OSError, sqlite3.Error) as error:
+            self._disable(error)
+        return self._database
+
+    def _disable(self, error: Exception) -> None:
+        logger.warning(
+            "The cache of encoded faces %s is off for this process (%s); if that stays so, delete the file.",
+            self._path,
+            error,
+        )
+        self._disabled = True
+        self._waiting.clear()
+        self._needed.clear()
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
 
 def difference(face: Tensor, other: Tensor) -> float:

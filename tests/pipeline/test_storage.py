@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, Report, SyncOptions, pipeline
-from latentsync_memsafe.latentsync.video import StreamSource, replay
-from latentsync_memsafe.latentsync.video.output_buffer import OutputBuffer
+from latentsync_memsafe.latentsync.video import StreamSource, buffers
+from latentsync_memsafe.latentsync.video.buffers import OutputBuffer
 from latentsync_memsafe.memsafe import LatentCache, Runtime, plan_for, probe
 from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.storage.frame_pool import FramePool, Level
@@ -67,7 +67,7 @@ def test_the_replay_of_a_one_shot_source_uses_warm_cold_and_frozen_frames(
     options, frames = replace(QUICK, extend=extend), scene(FRAMES)
     plain = frames_of(speaker().stream(frames, speech(2 * FRAMES), options))
     ram = 4 * frames[0].nbytes
-    monkeypatch.setattr(replay, "RAM_BYTES", ram)
+    monkeypatch.setattr(buffers, "RAM_BYTES", ram)
     monkeypatch.chdir(tmp_path)
     with watched_levels(monkeypatch) as most:
         once = StreamSource(iter(frames), 25)
