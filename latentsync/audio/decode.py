@@ -16,7 +16,7 @@ from av.container import InputContainer
 
 from ..errors import AudioError
 from ..media_file import check_file, open_media, raise_shortage
-from .resample import LoudnessWarning, resample, to_float, to_mono_16k
+from .resample import PcmAudio, resample, to_float
 
 # Gaps in the timestamps are filled with silence, so that audio after a gap or a damaged part stays where players
 # put it. Smaller gaps are rounding of the container's clock, larger ones broken clocks.
@@ -30,7 +30,7 @@ _DISCARD_ALL = 48  # AVDISCARD_ALL: the packets of a video stream are not even r
 logger = logging.getLogger(__name__)
 
 
-class FileAudio:
+class FileAudio(PcmAudio):
     """The first audio stream of a file as 16 kHz mono blocks; an AudioSource.
 
     Nothing is kept in memory: every call of `blocks` decodes the file again. Raises AudioError if the file is missing,
@@ -38,11 +38,10 @@ class FileAudio:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, str(path)
         self.start: Fraction | None = None  # time stamp of the first sample, seconds; None: the file has none
         self._duration: Fraction | None = None
         self._warned = False
-        self._loudness_warning = LoudnessWarning(str(path))
         check_file(path, "audio", AudioError)
         if next(self.pcm(), None) is None:
             raise AudioError(f"{path} has an audio stream without samples; give a file with audio.")
@@ -53,13 +52,8 @@ class FileAudio:
         if self._duration is None:
             for _ in self.pcm():
                 pass
-        if self._duration is None:
-            raise AudioError(f"{self.path} could not be decoded to its end.")
+        assert self._duration is not None  # set at the end of `pcm`
         return self._duration
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite."""
-        return to_mono_16k(self.pcm(), str(self.path), self._loudness_warning)
 
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield blocks ([channels, n] in the file's own type, sample rate), gaps filled with silence."""

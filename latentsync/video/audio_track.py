@@ -52,17 +52,12 @@ class AudioTrack:
     packets: Iterator[av.Packet | None]  # None: there is none as yet
     resources: contextlib.ExitStack
     _next: av.Packet | None = None
-    _ended: bool = False
 
     def advance(self, until: Fraction | None) -> None:
         """Mux every packet that begins before `until` seconds; None: all that are left."""
-        while not self._ended:
+        while True:
             if self._next is None:
-                try:
-                    self._next = next(self.packets)
-                except StopIteration:
-                    self._ended = True
-                    return
+                self._next = next(self.packets, None)
             if self._next is None:
                 return
             if until is not None and self._next.pts * self._next.time_base >= until:
@@ -114,9 +109,8 @@ def _file_packets(
         copy.metadata.update(tags)
         return _copy_packets(source, stream, copy, audio.start or Fraction(0))
     encoding = _choose_encoding(audio, name, stream, suffix)
-    log.info(
-        "The audio of %s (%s) is encoded as %s for %s.", audio.path, name, encoding.codec.upper(), suffix
-    )
+    what = audio.path, name, encoding.codec.upper(), suffix
+    log.info("The audio of %s (%s) is encoded as %s for %s.", *what)
     frames = resources.enter_context(contextlib.closing(audio.frames()))
     return _add_encoded(container, (frame for frame in frames if frame is not None), encoding, tags, end)
 
@@ -270,9 +264,10 @@ def _source_frames(source: AudioSource) -> tuple[Iterator[av.AudioFrame], str]:
     to 24 bits. Raises AudioError for more than 8 channels.
     """
     if isinstance(source, ArrayAudio):
-        channels, rate = source.samples.shape[0], source.rate
-        short = source.samples.dtype in (np.int16, np.int8, np.uint8)
-        blocks = _slices(source.samples)
+        samples, rate = source.samples, source.rate
+        channels, short = len(samples), samples.dtype in (np.int16, np.int8, np.uint8)
+        starts = range(0, samples.shape[1], _BLOCK)
+        blocks = (samples[:, start : start + _BLOCK] for start in starts)
     else:
         channels, rate, short = 1, SAMPLE_RATE, False
         blocks = (block[None] for block in source.blocks())
@@ -288,11 +283,6 @@ def _source_frames(source: AudioSource) -> tuple[Iterator[av.AudioFrame], str]:
             yield frame
 
     return frames(), sample_format
-
-
-def _slices(samples: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, samples.shape[1], _BLOCK):
-        yield samples[:, start : start + _BLOCK]
 
 
 def _to_integers(block: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..config import as_fps
-from .source import ClosingSource, ColorTags
+from .source import ClosingSource
 
 FACE_SHARE = 0.32  # wanted height of the face's box (brows to chin), as a share of the frame's shorter side
 FACE_CENTRE = 0.44  # wanted height of the middle of that box, as a share of the frame's height, from the top
@@ -48,8 +48,6 @@ class MovingPhoto(ClosingSource):
         self.width, self.height = size
         self.fps = as_fps(fps)
         self.frame_estimate = count
-        self.color = ColorTags()
-        self.pixel_aspect = Fraction(1)
         self._scale, self._centre = _place_camera(box, photo.shape[1], photo.shape[0], size)
         self._photo, self._to_original = _downscale(photo, self._scale)
 

@@ -35,9 +35,9 @@ def timeline(
     and is closed when the iteration ends for any reason. It stays empty for other sources.
     """
     repeated = count is not None and extend in (Extend.PINGPONG, Extend.LOOP)
-    if replay is not None and (not repeated or is_seekable(source)):
+    if not repeated or is_seekable(source):
         replay = None
-    with replay or nullcontext():
+    with nullcontext() if replay is None else replay:
         yield from _output_frames(source, count, extend, replay)
 
 

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -15,8 +14,7 @@ import numpy as np
 
 from ..audio.source import AudioInput
 from ..errors import InputError, OutputError
-from .audio_encode import VideoEnd
-from .audio_track import AudioTrack, open_track
+from .audio_track import AudioTrack, VideoEnd, open_track
 from .color import FromRGB, complete_tags
 from .formats import VideoEncoding, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors
@@ -77,15 +75,8 @@ class VideoWriter:
     @classmethod
     def of(cls, path: Path, source: FrameSource, **options: Any) -> VideoWriter:
         """Return a writer with the frame rate, size, colour tags and pixel aspect of `source`; `options`: the rest."""
-        return cls(
-            path,
-            source.fps,
-            source.width,
-            source.height,
-            color=source.color,
-            pixel_aspect=source.pixel_aspect,
-            **options,
-        )
+        size = source.width, source.height
+        return cls(path, source.fps, *size, color=source.color, pixel_aspect=source.pixel_aspect, **options)
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -120,18 +111,13 @@ class VideoWriter:
         with explain_write_errors(self.path):
             self._mux(self._video.encode(yuv))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        finished = False
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 with explain_write_errors(self.path):
                     self._finish()
-                finished = True
         finally:
-            if not finished:
-                self._discard()
+            self._discard()
 
     def _open(self) -> None:
         suffix = self._output.partial.suffix
@@ -159,7 +145,6 @@ class VideoWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         """Mux video packets, each followed by the audio up to it, so that the muxer need not buffer either."""
-        assert self._container is not None
         for packet in packets:
             begins = packet.dts * packet.time_base
             self._container.mux(packet)
@@ -181,7 +166,7 @@ class VideoWriter:
         self._output.publish()
 
     def _discard(self) -> None:
-        """Remove everything that was created; an older file under the name stays as it was."""
+        """Remove everything that was created and is not complete; an older file under the name stays as it was."""
         if self._track is not None:
             self._track.close()
         # Removed before closing, so that FFmpeg does not rewrite it for fast start; Windows removes closed files only.
