@@ -68,11 +68,12 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """The finished frames of one run, beside its video `output`: those of an interrupted run with the same key, or none.
+    """The finished frames of one run, in a file beside its video `output`, and those of an earlier run of this key.
 
-    Raises OutputError if another run has it open. Frames count after `commit`. A context manager: a normal exit deletes the file, and so does a FaceError, which would occur again; any
-    other exception keeps it for the next run, and a KeyboardInterrupt or Cancelled says so. Errors of the file or the
-    disk end the journal with one warning, never the run.
+    Frames count after `commit`. A context manager: a normal exit deletes the file, and so does a FaceError, which
+    would occur again; any other exception keeps it for the next run, and a KeyboardInterrupt or Cancelled says so.
+    Errors of the file or the disk end the journal with one warning, never the run. Raises OutputError if another run
+    has it open.
     """
 
     def __init__(self, output: Path, key: bytes) -> None:

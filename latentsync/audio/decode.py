@@ -69,7 +69,8 @@ class FileAudio(PcmAudio):
             missing = clock.advance(frame)
             if missing:
                 logger.info("%s: a gap of %.3f s is filled with silence.", self.path, missing / rate)
-                yield _silence(pcm, missing), rate
+                silence = 128 if pcm.dtype == np.uint8 else 0
+                yield np.full((len(pcm), missing), silence, pcm.dtype), rate
             yield pcm, rate
         self._duration = clock.seconds
 
@@ -85,7 +86,10 @@ class FileAudio(PcmAudio):
                     frames = packet.decode() if packet is not None else None
                 except av.FFmpegError as error:
                     raise_shortage(error)
-                    self._warn(error)
+                    if not self._warned:
+                        self._warned = True
+                        logger.warning("%s has damaged audio; the damaged parts are lost.", self.path)
+                        logger.debug("%s: %s", self.path, error)
                     yield None
                     continue
                 if frames is None:
@@ -105,12 +109,6 @@ class FileAudio(PcmAudio):
                 with suppress(AttributeError):  # older PyAV reads the other packets and drops them
                     other.discard = _DISCARD_ALL
         return stream
-
-    def _warn(self, error: av.FFmpegError) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("%s has damaged audio; the damaged parts are lost.", self.path)
-            logger.debug("%s: %s", self.path, error)
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,8 @@ class AudioClip:
     def read(self) -> tuple[np.ndarray, int]:
         """Decode to float32 [channels, t] and the sample rate; fewer samples, even none, if the audio ends early.
 
-        If rate or channels change midway, as in broadcasts, the first ones apply to all. Raises AudioError for a file
-        without audio that can be decoded.
+        If rate or channels change midway, as in broadcasts, the first ones apply to all, and other channels become
+        their mean. Raises AudioError for a file without audio that can be decoded.
         """
         blocks: list[np.ndarray] = []
         rate = position = 0
@@ -151,20 +149,16 @@ class AudioClip:
                 last = None if self.seconds is None else round((self.start + self.seconds) * rate)
                 silence = max(0, -first if last is None else min(-first, last - first))
                 blocks.append(np.zeros((channels, silence), np.float32))
-            samples = resample(_with_channels(to_float(block), channels), block_rate, rate)
+            samples = to_float(block)
+            if len(samples) != channels:
+                samples = np.repeat(samples.mean(axis=0, keepdims=True, dtype=np.float32), channels, axis=0)
+            samples = resample(samples, block_rate, rate)
             cut = slice(max(0, first - position), None if last is None else max(0, last - position))
             blocks.append(samples[:, cut])
             position += samples.shape[1]
             if last is not None and position >= last:
                 break
         return np.concatenate(blocks, axis=1), rate
-
-
-def _with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
-    """Return the samples, or their mean on every channel if their number of channels differs."""
-    if len(samples) == channels:
-        return samples
-    return np.repeat(samples.mean(axis=0, keepdims=True, dtype=np.float32), channels, axis=0)
 
 
 class _SampleClock:
@@ -230,11 +224,4 @@ class FrameSamples:
 
 
 def _time_of(frame: av.AudioFrame) -> Fraction | None:
-    if frame.pts is None or frame.time_base is None:
-        return None
-    return frame.pts * frame.time_base
-
-
-def _silence(like: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` silent samples in the channels and type of `like`; unsigned 8 bit is centred at 128."""
-    return np.full((like.shape[0], count), 128 if like.dtype == np.uint8 else 0, like.dtype)
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base

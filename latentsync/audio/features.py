@@ -198,11 +198,6 @@ def row_at(time: Fraction) -> int:
     return int(time * ROWS_PER_SECOND // 1)
 
 
-def frame_count(rows: int, fps: Fraction) -> int:
-    """Return the number of video frames that `rows` of features last, to the nearest."""
-    return round(Fraction(rows, ROWS_PER_SECOND) * fps)
-
-
 def published_frame_count(rows: int, fps: Fraction) -> int:
     """Return the number of frames up to and including the first whose row exceeds `rows`: two more than they last."""
     return next(i for i in count_from() if _published_row(i, fps) > rows) + 1
@@ -214,7 +209,8 @@ def frame_rows(rows: int, fps: Fraction, count: int | None = None, *, parity: bo
     parity: the published index, in floating point, and the published count.
     """
     if count is None:
-        count = published_frame_count(rows, fps) if parity else frame_count(rows, fps)
+        nearest = round(Fraction(rows, ROWS_PER_SECOND) * fps)
+        count = published_frame_count(rows, fps) if parity else nearest
     for i in range(count):
         yield _published_row(i, fps) if parity else row_at(i / fps)
 
@@ -225,10 +221,7 @@ def _published_row(i: int, fps: Fraction) -> int:
 
 def row_span(row: int, total: int) -> tuple[int, int]:
     """Return the first and past-the-last row that the window around `row` needs, of `total` rows."""
-    return (
-        min(max(row - ROWS_BEFORE, 0), total - 1),
-        min(max(row + ROWS_AFTER + 1, 1), total),
-    )
+    return min(max(row - ROWS_BEFORE, 0), total - 1), min(max(row + ROWS_AFTER + 1, 1), total)
 
 
 def row_window(held: Tensor, first: int, total: int, row: int) -> Tensor:

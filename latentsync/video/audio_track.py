@@ -129,8 +129,10 @@ def _copy_packets(
         dts = round((packet.dts if packet.dts is not None else packet.pts) * scale)
         pts = round(packet.pts * scale) if packet.pts is not None else dts
         if shift is None:
-            priming = _priming(packet)
-            shift = round(start * rate) if priming is None else pts + priming
+            shift = round(start * rate)
+            # Samples that players skip, where the container states them; PyAV before 16 cannot tell.
+            if hasattr(packet, "get_sidedata") and packet.has_sidedata("skip_samples"):
+                shift = pts + int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
         dts, pts = dts - shift, pts - shift
         if last is not None and dts <= last:  # a broken clock; muxers require increasing times
             dts = last + 1
@@ -141,27 +143,15 @@ def _copy_packets(
         yield packet
 
 
-def _priming(packet: av.Packet) -> int | None:
-    """Return the number of samples at the start that players skip; None where the container does not state it."""
-    if not hasattr(packet, "get_sidedata") or not packet.has_sidedata("skip_samples"):  # PyAV before 16
-        return None
-    return int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
-
-
 def _read_packets(source: InputContainer, stream: av.AudioStream) -> Iterator[av.Packet]:
     """Yield packets with data and a time; in a damaged container they end early."""
-    packets = source.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:
-            raise_shortage(error)
-            log.warning("%s is damaged (%s); the audio ends there.", source.name, error.strerror)
-            return
-        if packet is None:
-            return
-        if packet.size and (packet.dts is not None or packet.pts is not None):
-            yield packet
+    try:
+        for packet in source.demux(stream):
+            if packet.size and (packet.dts is not None or packet.pts is not None):
+                yield packet
+    except av.FFmpegError as error:
+        raise_shortage(error)
+        log.warning("%s is damaged (%s); the audio ends there.", source.name, error.strerror)
 
 
 def _choose_encoding(audio: FileAudio, name: str, stream: av.AudioStream, suffix: str) -> AudioEncoding:
@@ -171,14 +161,11 @@ def _choose_encoding(audio: FileAudio, name: str, stream: av.AudioStream, suffix
         raise AudioError(f"{audio.path} has {channels} channels of {name}; expected at most 8.")
     if decoded in ("u8", "s16"):
         return lossless_audio(suffix, "s16")
-    if decoded == "s32" and (name not in ("pcm_s32le", "pcm_s32be") or _fits_24_bits(audio)):
+    is_32_bit = name in ("pcm_s32le", "pcm_s32be")
+    # FLAC's 24 bits lose nothing if the low byte of every sample is 0.
+    if decoded == "s32" and not (is_32_bit and any((block & 0xFF).any() for block, _ in audio.pcm())):
         return lossless_audio(suffix, "s32")
     return AAC
-
-
-def _fits_24_bits(audio: FileAudio) -> bool:
-    """Return True if the low byte of every 32-bit sample is 0, so that FLAC's 24 bits lose nothing."""
-    return all(not (block & 0xFF).any() for block, _ in audio.pcm())
 
 
 def _add_encoded(
@@ -200,7 +187,9 @@ def _add_encoded(
     rate = first.sample_rate
     if encoding.codec == "aac":
         rate = next((known for known in _AAC_RATES if known >= rate), _AAC_RATES[-1])
-    layout = _layout(first)
+    layout = first.layout.name
+    if "channel" in layout:  # a WAV without a speaker mask states only "2 channels"
+        layout = _LAYOUTS.get(first.layout.nb_channels, layout)
     try:
         stream: Any = container.add_stream(encoding.codec, rate=rate)
         stream.codec_context.layout = layout
@@ -296,10 +285,3 @@ def _to_integers(block: np.ndarray) -> np.ndarray:
     scale = 1.0 if block.dtype.kind == "f" else 1.0 / -float(np.iinfo(block.dtype).min)
     steps = np.rint(block.astype(np.float64) * scale * 2**23)
     return np.clip(steps, -(2**23), 2**23 - 1).astype(np.int32) << 8
-
-
-def _layout(frame: av.AudioFrame) -> str:
-    name = frame.layout.name
-    if "channel" in name:  # a WAV without a speaker mask states only "2 channels"
-        return _LAYOUTS.get(frame.layout.nb_channels, name)
-    return name

@@ -96,7 +96,10 @@ def write_clip(
         remux(clip.file, path, metadata)
         return
     outputs = [(path, preset.encoding(crf)), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
-    options = {"audio": _audio_input(clip), "end_audio_with_video": True, "metadata": metadata}
+    # All of a file's audio is given as the file, so that its packets can be copied.
+    whole = isinstance(clip.audio, AudioClip) and clip.audio.whole
+    audio = clip.audio.path if whole else clip.read_audio()
+    options = {"audio": audio, "end_audio_with_video": True, "metadata": metadata}
     with ExitStack() as resources:
         writers = [
             resources.enter_context(VideoWriter.of(target, frames, encoding=encoding, **options))
@@ -163,13 +166,6 @@ def _audio_of(frames: VideoFile) -> AudioClip | None:
     if start is None or frames.start is None or not _OFFSETS[0] < abs(frames.start - start) <= _OFFSETS[1]:
         return audio
     return audio.part(frames.start - start)
-
-
-def _audio_input(clip: Clip) -> Path | Samples | None:
-    """Return the audio for a writer: the file itself for all of its audio, so that packets can be copied."""
-    if isinstance(clip.audio, AudioClip) and clip.audio.whole:
-        return clip.audio.path
-    return clip.read_audio()
 
 
 def _read(audio: Audio) -> Samples:

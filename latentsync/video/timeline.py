@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -60,25 +61,18 @@ def _output_frames(
         else:
             kept.clear()
         if replay is not None and count is not None:
-            replay.keep(length - 1, frame, _may_return(length, count - length, extend))
+            # Frames shown again if the source ends here; the later it ends, the fewer follow, so others never are.
+            after = count - length
+            first, stop = (
+                (0, min(after, length)) if extend is Extend.LOOP else (max(length - after, 0), length)
+            )
+            replay.keep(length - 1, frame, range(first, stop))
     if last is None:
         raise VideoError("The video has no frame that can be decoded; check the file in a player.")
     if count is None or extend is Extend.CUT:
         return
-    remaining = count - length
-    for index, frame in _repeats(length, last, _passes(source, length, kept, replay), extend):
-        yield index, frame
-        remaining -= 1
-        if not remaining:
-            return
-
-
-def _may_return(length: int, after: int, extend: Extend) -> range:
-    """Return which of the first `length` frames are shown again if the source ends here and `after` frames follow.
-
-    The others are never shown again: the later the source ends, the fewer frames follow.
-    """
-    return range(min(after, length)) if extend is Extend.LOOP else range(max(length - after, 0), length)
+    repeats = _repeats(length, last, _passes(source, length, kept, replay), extend)
+    yield from islice(repeats, count - length)
 
 
 def _passes(

@@ -75,7 +75,11 @@ class VideoFile(ClosingSource):
             )
         first = first_two[0]
         single = len(first_two) == 1
-        self.fps = fps or _frame_rate(stream, single)
+        self._stated = _stated_seconds(stream)
+        rate = nominal_rate(stream.guessed_rate, stream.average_rate, self._stated)
+        if single and (rate not in STANDARD_RATES or not stream.average_rate):
+            rate = STILL_RATE
+        self.fps = fps or rate
         self._time_base: Fraction = stream.time_base
         # AVI stores no presentation times, only the order of decoding.
         is_avi = container.format.name == "avi"
@@ -88,7 +92,6 @@ class VideoFile(ClosingSource):
         self._orientation = Orientation.of(first)
         self.color = read_tags(first, stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        self._stated = _stated_seconds(stream)
         self._photo = single and self._stated is None  # FFmpeg gives some of them a duration of one second
         self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
         transposed = self._orientation.transpose
@@ -110,7 +113,12 @@ class VideoFile(ClosingSource):
                 for _ in range(times - 1):
                     yield image.copy()
                 yield image
-        self._check_end(index / self.fps)
+        seconds = index / self.fps
+        missing = 0 if self._stated is None else self._stated - seconds
+        if missing > _SHORTFALL + 1 / self.fps and not self._warned:
+            message = "%s states a length of %.2f s, but its frames end after %.2f s; it may be incomplete."
+            log.warning(message, self.path, self._stated, seconds)
+            self._warned = True
 
     def _decode_from(self, start: int, resources: contextlib.ExitStack) -> Iterator[av.VideoFrame]:
         """Return decoded frames from a key frame that is not after tick `start`, or from the very first one."""
@@ -150,18 +158,6 @@ class VideoFile(ClosingSource):
 
     def _clock(self) -> Clock:
         return Clock(self._origin, self._time_base, self.fps, self._stamp)
-
-    def _check_end(self, seconds: Fraction) -> None:
-        """Warn if the frames end earlier than the file states."""
-        missing = 0 if self._stated is None else self._stated - seconds
-        if missing > _SHORTFALL + 1 / self.fps and not self._warned:
-            log.warning(
-                "%s states a length of %.2f s, but its frames end after %.2f s; it may be incomplete.",
-                self.path,
-                self._stated,
-                seconds,
-            )
-            self._warned = True
 
     def _on_damage(self, reason: str) -> None:
         if not self._warned:
@@ -241,12 +237,6 @@ class VideoPipe(VideoFile):
             self._early_damage.append(reason)
         else:
             super()._on_damage(reason)
-
-
-def _frame_rate(stream: av.VideoStream, single: bool) -> Fraction:
-    """Return the nominal rate; for a single frame, only if it is a standard rate."""
-    rate = nominal_rate(stream.guessed_rate, stream.average_rate, _stated_seconds(stream))
-    return STILL_RATE if single and (rate not in STANDARD_RATES or not stream.average_rate) else rate
 
 
 def _stated_seconds(stream: av.VideoStream) -> Fraction | None:

@@ -80,7 +80,7 @@ def decode(chain: Iterable[bytes], planes: np.ndarray | None = None) -> tuple[np
     """Decode encoded frames in order; return the last frame, and its planes to continue from.
 
     `chain` begins with a keyframe, or continues from the frame that returned `planes`, which is not changed.
-    Raises FrameDataError if anything is not as it was encoded.
+    Raises FrameDataError for damaged bytes.
     """
     head = None
     for encoded in chain:

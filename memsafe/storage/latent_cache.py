@@ -78,21 +78,22 @@ class LatentCache:
     """Tensors by key: hot on the device and warm in RAM, in a FramePool; frozen in a file kept between runs.
 
     warm: maximum bytes in RAM. file: path of the file, of at most `file_limit` bytes; None: nothing is kept.
-    Eviction in RAM and on the device: LRU among entries of earlier runs; within a run the newest entry, because a
-    cyclic scan larger than the cache defeats LRU. Thread-safe. Returned tensors are shared: do not write to them.
+    Eviction in RAM and on the device: LRU among entries of earlier runs; MRU within a run, since a cyclic scan larger
+    than the cache defeats LRU. Thread-safe. Returned tensors are shared: do not write to them.
     """
 
     def __init__(self, warm: int, file: Path | None = None, file_limit: int = GIB) -> None:
         self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
         self._pool = FramePool(PoolBudget(warm=warm))
         self._file = None if file is None else _LatentFile(file, file_limit)
-        self._order: OrderedDict[bytes, None] = OrderedDict()  # keys in the pool, least recently used first
-        self._used: set[bytes] = set()  # keys used in this run
+        self._used: OrderedDict[bytes, bool] = (
+            OrderedDict()
+        )  # LRU first; True: used in this run
         self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._used)
 
     @property
     def nbytes(self) -> int:
@@ -105,7 +106,7 @@ class LatentCache:
             self.end_run()
             self._pool.device = device
             self._pool.budget = PoolBudget(hot=0 if device is None else hot, warm=self._pool.budget.warm)
-            self._used.clear()
+            self._used = OrderedDict.fromkeys(self._used, False)
             if self._file is not None:
                 self._file.begin_run()
 
@@ -126,33 +127,33 @@ class LatentCache:
         """Return one tensor per face, in order, on the CPU or the device; unknown faces are encoded once.
 
         encode: yields a tensor per face; each is cached at once. state: gives everything else that decides an
-        encoding, such as the VAE and its tiling; it is asked again for each result, since recovery from an OOM may
-        change it during the call. bound: accept the encoding of one of the last few faces if no square of PATCH
-        pixels differs from it by more than this on average, 0..255 for uint8; never of a face that was itself
-        replaced, so that errors do not add up. None: accept equal faces only.
+        encoding; it is asked again for each result, since recovery from an OOM may change it during the call. bound:
+        accept the encoding of one of the last few faces if no square of PATCH pixels differs from it by more than this
+        on average, 0..255 for uint8; never of a face that was itself replaced, so that errors do not add up. None:
+        accept equal faces only.
         """
         now = state()
         missing: dict[bytes, Tensor] = {}
         with self._lock:
             results = [self._find(face, now, bound, missing) for face in faces]
         known: dict[bytes, Tensor] = {}
-        if missing:
-            for (key, face), tensor in zip(missing.items(), encode(list(missing.values())), strict=True):
-                known[key] = tensor
-                now = state()
-                with self._lock:
-                    self.misses += 1
-                    self.put(content_key(face, now), tensor)
-                    self._recent.append((now, face, tensor.cpu()))
+        tensors = encode(list(missing.values())) if missing else []
+        for (key, face), tensor in zip(missing.items(), tensors, strict=True):
+            known[key] = tensor
+            now = state()
+            with self._lock:
+                self.misses += 1
+                self.put(content_key(face, now), tensor)
+                self._recent.append((now, face, tensor.cpu()))
         return [known[found] if isinstance(found, bytes) else found for found in results]
 
     def get(self, key: bytes) -> Tensor | None:
         """Return the tensor, on the CPU or the device; None if it is not cached."""
         with self._lock:
-            if key in self._order:
+            if key in self._used:
                 self.hits += 1
-                self._used.add(key)
-                self._order.move_to_end(key)
+                self._used[key] = True
+                self._used.move_to_end(key)
                 stored = self._pool.get(key)
                 return stored if isinstance(stored, Tensor) else torch.tensor(stored)
             array = None if self._file is None else self._file.get(key)
@@ -173,8 +174,8 @@ class LatentCache:
     def clear(self) -> bool:
         """Free RAM and device, but not the file; return True if there was anything. For PressureMonitor.add."""
         with self._lock:
-            held = bool(self._order or self._recent)
-            for key in list(self._order):
+            held = bool(self._used or self._recent)
+            for key in list(self._used):
                 self._drop(key)
             self._recent.clear()
             return held
@@ -183,29 +184,27 @@ class LatentCache:
         """Move hot entries to RAM, or drop them where it is full; return True if there were any."""
         with self._lock:
             freed = self._pool.spill_device()
-            for key in [key for key in self._order if key not in self._pool]:
+            for key in [key for key in self._used if key not in self._pool]:
                 self._drop(key)
             return freed > 0
 
     def _put_in_pool(self, key: bytes, tensor: Tensor) -> None:
-        if key in self._order:
+        if key in self._used:
             self._drop(key)
         if tensor.nbytes > max(self._pool.budget.hot, self._pool.budget.warm):
             return
-        while key not in self._order:
+        while key not in self._used:
             try:
                 self._pool.put(key, tensor)
-                self._order[key] = None
-                self._used.add(key)
+                self._used[key] = True
             except PoolFullError:
-                oldest, newest = next(iter(self._order)), next(reversed(self._order))
-                self._drop(newest if oldest in self._used else oldest)
+                oldest, newest = next(iter(self._used)), next(reversed(self._used))
+                self._drop(newest if self._used[oldest] else oldest)
 
     def _drop(self, key: bytes) -> None:
         if key in self._pool:
             self._pool.drop(key)
-        del self._order[key]
-        self._used.discard(key)
+        del self._used[key]
 
     def _find(
         self, face: Tensor, state: object, bound: float | None, missing: dict[bytes, Tensor]
@@ -218,10 +217,9 @@ class LatentCache:
         if (tensor := self.get(key)) is not None:
             return tensor
         if bound is not None:
-            candidates: list[tuple[Tensor, Tensor | bytes]]
-            candidates = [(other, tensor) for its_state, other, tensor in self._recent if its_state == state]
-            candidates += [(other, name) for name, other in missing.items()]
-            for other, encoding in reversed(candidates[-RECENT:]):
+            done = [(other, tensor) for its_state, other, tensor in self._recent if its_state == state]
+            waiting = [(other, its_key) for its_key, other in missing.items()]
+            for other, encoding in reversed([*done, *waiting][-RECENT:]):
                 if other.shape == face.shape and difference(face, other) <= bound:
                     self.reused += 1
                     return encoding
@@ -330,11 +328,10 @@ class _LatentFile:
         return self._database
 
     def _disable(self, error: Exception) -> None:
-        logger.warning(
-            "The cache of encoded faces %s is off for this process (%s); if that stays so, delete the file.",
-            self._path,
-            error,
+        message = (
+            "The cache of encoded faces %s is off for this process (%s); if that stays so, delete the file."
         )
+        logger.warning(message, self._path, error)
         self._disabled = True
         self._waiting.clear()
         self._needed.clear()

@@ -206,7 +206,7 @@ def test_where_the_disk_is_full_compressed_frames_stay_in_a_reserve_of_ram(tmp_p
 
 
 def test_a_full_budget_and_a_folder_that_cannot_be_made_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"only once.*no room after \d+ frames.*extend=freeze"):
+    with pytest.raises(OutputError, match=r"only once.*no room after \d+ frames.*Repeat the last frame"):
         list(timeline(once(noise(100)), 400, Extend.LOOP, ReplayBuffer(FRAME, tmp_path, 20 * FRAME)))
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "file"
