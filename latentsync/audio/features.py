@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count as count_from
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +58,7 @@ def split_chunks(columns: int, *, parity: bool = False) -> list[Chunk]:
     return [Chunk(*bounds) for bounds in zip(starts, [0, *cuts], [*cuts, rows], strict=True)]
 
 
-@dataclass(frozen=True)
-class _Measurement:
+class _Measurement(NamedTuple):
     """Length and loudness of the whole audio, and its mel columns if they are few enough to keep."""
 
     columns: int
@@ -77,16 +76,9 @@ class FeatureStream:
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        source: AudioSource,
-        *,
-        parity: bool = False,
-        pad_to: Fraction | None = None,
+        self, encoder: Encoder, source: AudioSource, *, parity: bool = False, pad_to: Fraction | None = None
     ) -> None:
-        self.encoder = encoder
-        self.source = source
-        self.parity = parity
+        self.encoder, self.source, self.parity = encoder, source, parity
         self._min_samples = math.ceil((pad_to or 0) * SAMPLE_RATE)
         self._measured: _Measurement | None = None
 
@@ -175,9 +167,8 @@ class FeatureStream:
 
     def _encode(self, mel: Tensor) -> Tensor:
         """Return the encoder's states [1500, states, d] of mel [80, 3000]."""
-        parameter = None
-        if isinstance(self.encoder, torch.nn.Module):
-            parameter = next(self.encoder.parameters(), None)
+        is_module = isinstance(self.encoder, torch.nn.Module)
+        parameter = next(self.encoder.parameters(), None) if is_module else None
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():

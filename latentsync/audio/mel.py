@@ -110,7 +110,7 @@ def _rechunk(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 def mel_filters() -> np.ndarray:
     """Return the mel filter bank, float32 [80, 201], as librosa.filters.mel defines it for Whisper.
 
-    Triangles whose corners are equally spaced on the mel scale between 0 and 8 kHz, each of area 1 in Hz.
+    Triangles with corners equally spaced on the mel scale between 0 and 8 kHz, each of area 1 in Hz.
     """
     bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     highest = _BREAK_HZ / _HZ_PER_MEL + np.log(SAMPLE_RATE / 2 / _BREAK_HZ) / _LOG_STEP  # mel

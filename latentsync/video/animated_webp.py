@@ -39,7 +39,6 @@ class AnimatedWebP(ClosingSource):
         self.color = ColorTags(matrix=0)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB."""
         index, now = start, Fraction(0)
         with self._open() as image:
             for frame, duration in self._images(image):

@@ -207,10 +207,13 @@ class SelectedFrames(DerivedSource):
                 f"One in {every} frames at {float(source.fps):g} fps leaves {float(self.fps):.3g} fps; "
                 "expected 1 or more: choose a smaller step."
             )
-        self.frame_estimate = self._estimate(source.frame_estimate)
+        total = source.frame_estimate
+        if total is not None and skip >= total:
+            raise VideoError(f"{skip} frames are to be skipped, but the video has {total}; skip fewer.")
+        left = None if total is None else -(-(total - skip) // every)
+        self.frame_estimate = left if left is None or cap is None else min(left, cap)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... of the part, as the source gives them."""
         wanted = None if self._cap is None else self._cap - start
         if wanted is not None and wanted <= 0:
             return
@@ -219,11 +222,3 @@ class SelectedFrames(DerivedSource):
         stream = self._source.frames(self._skip + start * self._every)
         with closing(stream):  # type: ignore[type-var]  # frees the decoder now
             yield from islice(stream, 0, stop, self._every)
-
-    def _estimate(self, total: int | None) -> int | None:
-        if total is None:
-            return None
-        if self._skip >= total:
-            raise VideoError(f"{self._skip} frames are to be skipped, but the video has {total}; skip fewer.")
-        left = -(-(total - self._skip) // self._every)
-        return left if self._cap is None else min(left, self._cap)

@@ -78,7 +78,6 @@ class FixedLengthFrames(DerivedSource):
         self.frame_estimate = self._count = count
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as copies, because a frame may come again later."""
         index = start
         if start:
             with closing(self._source.frames(start)) as first_pass:  # type: ignore[type-var]
@@ -88,4 +87,4 @@ class FixedLengthFrames(DerivedSource):
         if index < self._count:
             with closing(timeline(self._source, self._count, self._extend)) as pairs:  # type: ignore[type-var]
                 for _, frame in islice(pairs, index, None):
-                    yield frame.copy()
+                    yield frame.copy()  # it may come again later

@@ -44,10 +44,7 @@ class FrameSource(Protocol):
     pixel_aspect: Fraction  # width of a pixel over its height, after rotation; 1 for square pixels
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB.
-
-        Each call starts again, or raises VideoError.
-        """
+        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB; VideoError if that is not possible again."""
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
         """Return frames `start` .. `stop - 1`, fewer if the source ends earlier."""
@@ -70,11 +67,9 @@ class ClosingSource:
     seekable = True
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB."""
         raise NotImplementedError
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
-        """Return frames `start` .. `stop - 1`, fewer if the source ends earlier."""
         stream = self.frames(start)
         try:
             return list(islice(stream, max(stop - start, 0)))
@@ -123,8 +118,8 @@ class StreamSource(ClosingSource):
     """Frames uint8 [h, w, 3] RGB from any iterable, such as a live capture; `frames` can be called once.
 
     fps: as `as_fps` takes it, which raises InputError. width, height: pixels; if one is missing, the first frame is
-    read at once. Raises VideoError if there is none. The iterable is read only as frames are requested; it may use
-    one buffer for all of them. `close` closes it if it has a `close`.
+    read at once. Raises VideoError if there is none. The iterable is read as frames are requested; it may use one
+    buffer for all of them.
     """
 
     seekable = False
@@ -210,8 +205,7 @@ class TensorSource(ClosingSource):
         self.height, self.width = shape[1:3]
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield images `start`, `start + 1`, ... as uint8 [h, w, 3], rounded, so that n / 255 becomes n."""
-        for image in self._images[start:]:
+        for image in self._images[start:]:  # rounded, so that n / 255 becomes n
             rgb = image[..., :3].expand(-1, -1, 3).float()
             yield rgb.nan_to_num().mul(255).round_().clamp_(0, 255).byte().cpu().contiguous().numpy()
 

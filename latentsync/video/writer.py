@@ -24,18 +24,15 @@ from .source import ColorTags, FrameSource
 class VideoWriter:
     """A video file in .mp4, .mov or .mkv; frame i is displayed at i / fps, exactly except for mkv's 1 ms.
 
-    A context manager: a clean exit completes the file, an exception removes it. Parent folders are created, and
-    removed again after an exception. A link is followed.
+    A context manager: a clean exit completes the file; an exception removes it, and the folders made for it.
 
-    width, height: of the frames. Video with subsampled chroma has an even width and height, so an odd one grows by one
-        replicated row or column.
+    width, height: of the frames; an odd one grows by one replicated row or column, as subsampled chroma needs.
     audio: a file, whose first audio stream is copied where the container takes it, or (samples, rate), or an opened
         AudioSource. Matroska cannot hide the priming of AAC and MP3 from an MP4, so there audio and video both begin
         that much (about 23 ms) late.
     end_audio_with_video: audio packets that begin at or after the end of the last frame are dropped; audio that is
         encoded here as FLAC or PCM ends there to the sample.
-    color: the tags of the source; see complete_tags for missing ones.
-    pixel_aspect: width over height of a pixel.
+    color: the tags of the source; see complete_tags for missing ones. pixel_aspect: width over height of a pixel.
     metadata: such as title and comment, or a program's own keys.
     encoding: the encoder settings; None for x264 with `crf`, which is unused otherwise.
 

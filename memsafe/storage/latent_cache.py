@@ -86,9 +86,7 @@ class LatentCache:
         self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
         self._pool = FramePool(PoolBudget(warm=warm))
         self._file = None if file is None else _LatentFile(file, file_limit)
-        self._used: OrderedDict[bytes, bool] = (
-            OrderedDict()
-        )  # LRU first; True: used in this run
+        self._used: OrderedDict[bytes, bool] = OrderedDict()  # LRU first; True: used in this run
         self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
         self._lock = threading.RLock()
 
@@ -209,7 +207,7 @@ class LatentCache:
     def _find(
         self, face: Tensor, state: object, bound: float | None, missing: dict[bytes, Tensor]
     ) -> Tensor | bytes:
-        """Return the encoding of a face, or its key in `missing`, to which the face is added if need be."""
+        """Return the encoding of a face, or the key in `missing` of a face whose encoding it will share."""
         key = content_key(face, state)
         if key in missing:
             self.hits += 1
@@ -243,12 +241,10 @@ class _LatentFile:
         self._run = time.time()
 
     def begin_run(self) -> None:
-        """Make the entries stored or read so far those of an earlier run."""
         self.flush()
         self._run = time.time()
 
     def get(self, key: bytes) -> np.ndarray | None:
-        """Return the array; None if it is not stored or damaged."""
         value = self._waiting.get(key)
         if value is None and (database := self._open()) is not None:
             try:
@@ -279,9 +275,8 @@ class _LatentFile:
         try:
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                database.executemany(
-                    "UPDATE latents SET used = ? WHERE key = ?", [(self._run, key) for key in self._needed]
-                )
+                needed = [(self._run, key) for key in self._needed]
+                database.executemany("UPDATE latents SET used = ? WHERE key = ?", needed)
                 room = self._evict(database)
                 for key, value in self._waiting.items():
                     room -= len(value)
@@ -301,16 +296,15 @@ class _LatentFile:
         [stored] = database.execute("SELECT TOTAL(LENGTH(value)) FROM latents").fetchone()
         free = free_disk(self._path.parent)
         limit = self._limit if free is None else min(self._limit, stored + free // _FREE_SHARE)
-        excess = stored + self._waiting_bytes() - limit
-        if excess > 0:
+        room = float(limit - stored)
+        if room < self._waiting_bytes():
             old = "SELECT key, LENGTH(value) FROM latents WHERE used < ? ORDER BY used"
             for key, size in database.execute(old, (self._run,)).fetchall():
                 database.execute("DELETE FROM latents WHERE key = ?", (key,))
-                stored -= size
-                excess -= size
-                if excess <= 0:
+                room += size
+                if room >= self._waiting_bytes():
                     break
-        return float(limit - stored)
+        return room
 
     def _open(self) -> sqlite3.Connection | None:
         if self._database is not None or self._disabled:
