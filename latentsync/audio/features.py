@@ -167,8 +167,8 @@ class FeatureStream:
 
     def _encode(self, mel: Tensor) -> Tensor:
         """Return the encoder's states [1500, states, d] of mel [80, 3000]."""
-        is_module = isinstance(self.encoder, torch.nn.Module)
-        parameter = next(self.encoder.parameters(), None) if is_module else None
+        parameters = self.encoder.parameters() if isinstance(self.encoder, torch.nn.Module) else iter(())
+        parameter = next(parameters, None)
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():

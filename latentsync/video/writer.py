@@ -142,6 +142,7 @@ class VideoWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         """Mux video packets, each followed by the audio up to it, so that the muxer need not buffer either."""
+        assert self._container is not None
         for packet in packets:
             begins = packet.dts * packet.time_base
             self._container.mux(packet)
