@@ -97,12 +97,8 @@ def write_clip(
         return
     outputs = [(path, preset.encoding(crf)), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
     # All of a file's audio is given as the file, so that its packets can be copied.
-    audio: Path | Samples | None
-    if isinstance(clip.audio, AudioClip) and clip.audio.whole:
-        audio = clip.audio.path
-    else:
-        audio = clip.read_audio()
-    options = {"audio": audio, "end_audio_with_video": True, "metadata": metadata}
+    whole = clip.audio.path if isinstance(clip.audio, AudioClip) and clip.audio.whole else None
+    options = {"audio": whole or clip.read_audio(), "end_audio_with_video": True, "metadata": metadata}
     with ExitStack() as resources:
         writers = [
             resources.enter_context(VideoWriter.of(target, frames, encoding=encoding, **options))
