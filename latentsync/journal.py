@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +43,8 @@ CREATE TABLE frames (
 def run_key(bundle: ModelBundle, options: SyncOptions, audio: Any, *state: object) -> bytes:
     """Return a key of everything that decides a run's frames, except its source frames, which are compared singly.
 
-    The audio counts by its content; its file name and date do not. The networks count by a few values of each
-    weight: hashing their files takes many seconds, and a bundle need not come from files. audio: as `open_audio`
-    takes it. state: plain values, such as the frame rate and the precision.
+    audio: as `open_audio` takes it; its content counts, not its name and date. state: plain values, such as the frame
+    rate. The networks count by a few values of each weight, because hashing their files takes many seconds.
     """
     networks = [module_key(m) for m in (bundle.unet, bundle.vae, bundle.audio_encoder)]
     detector = type(bundle.detector).__qualname__
@@ -70,18 +68,15 @@ class _Entry(NamedTuple):
 
 
 class Journal:
-    """The finished frames of one run. Use as a context manager.
+    """The finished frames of one run, in a file beside its video `output`, and those of an earlier run of this key.
 
-    Frames count after `commit`. A normal exit deletes the file, and so does a FaceError, which would occur again; any
-    other exception keeps it for the next run, and a KeyboardInterrupt or Cancelled says so. Errors of the file or the
-    disk end the journal with one warning, never the run.
+    Frames count after `commit`. A context manager: a normal exit deletes the file, and so does a FaceError, which
+    would occur again; any other exception keeps it for the next run, and a KeyboardInterrupt or Cancelled says so.
+    Errors of the file or the disk end the journal with one warning, never the run. Raises OutputError if another run
+    has it open.
     """
 
     def __init__(self, output: Path, key: bytes) -> None:
-        """Open the journal of the video `output`: that of an interrupted run with the same key, else a new one.
-
-        Raises OutputError if another run has it open.
-        """
         self.path = journal_path(output)
         self.resumed = 0  # frames that `get` has returned
         self._key = key
@@ -145,7 +140,7 @@ class Journal:
         x0, y0, x1, y1 = self._box.around(source, finished)
         checksum = zlib.crc32(source[y0:y1, x0:x1].tobytes())
         try:
-            patch = None if x1 == x0 else self._insert(finished[y0:y1, x0:x1])
+            patch = None if x1 == x0 else self._insert(self._encoder.encode(finished[y0:y1, x0:x1]))
         except sqlite3.Error as error:
             self._give_up(error)
             return
@@ -172,28 +167,24 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        kept = bool(self._entries) and kind is not None and not issubclass(kind, FaceError)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        kept = bool(self._entries) and error is not None and not isinstance(error, FaceError)
         self._close(delete=not kept and self._database is not None)
         for folder in self._created:  # the innermost first
             with suppress(OSError):  # not empty
                 folder.rmdir()
         if kept and isinstance(error, (KeyboardInterrupt, Cancelled)) and not error.args:
-            error.args = (
-                f"{len(self._entries)} finished frames are kept; the same command goes on from there.",
-            )
+            message = f"{len(self._entries)} finished frames are kept; the same command goes on from there."
+            error.args = (message,)
 
     def _load(self) -> None:
         """Read the table of frames, or begin a new file if this one is empty or of another run."""
         assert self._database is not None
         tables = self._database.execute("SELECT name FROM sqlite_master").fetchall()
+        keys = self._database.execute("SELECT key FROM run").fetchall() if ("run",) in tables else []
         if not tables:
             self._create_tables()
-        elif ("run",) not in tables or self._database.execute("SELECT key FROM run").fetchall() != [
-            (self._key,)
-        ]:
+        elif keys != [(self._key,)]:
             self._replace("belongs to another run")
         else:
             rows = self._database.execute("SELECT * FROM frames")
@@ -208,9 +199,8 @@ class Journal:
 
     def _replace(self, reason: str) -> None:
         """Delete the file and begin a new one."""
-        logger.warning(
-            "The journal %s %s; it is replaced, and nothing more is taken from it.", self.path, reason
-        )
+        message = "The journal %s %s; it is replaced, and nothing more is taken from it."
+        logger.warning(message, self.path, reason)
         self._entries.clear()
         self._pending.clear()
         self._encoder.reset()
@@ -222,9 +212,8 @@ class Journal:
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
-    def _insert(self, pixels: np.ndarray) -> int | None:
+    def _insert(self, payload: bytes) -> int | None:
         assert self._database is not None
-        payload = self._encoder.encode(pixels)
         return self._database.execute("INSERT INTO patches (payload) VALUES (?)", (payload,)).lastrowid
 
     def _read(self, entry: _Entry) -> np.ndarray | None:
@@ -251,26 +240,24 @@ class Journal:
         """Stop recording; a file without a committed frame is deleted, since the output may need its space."""
         self._recording = False
         self._pending.clear()
-        with suppress(sqlite3.Error):
-            if self._database is not None:
+        if self._database is not None:
+            with suppress(sqlite3.Error):
                 self._database.rollback()
         if not self._entries:
             self._close(delete=self._database is not None)  # else it may be another's
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        logger.warning(
-            "The run goes on without storing finished frames in %s (%s); interrupted, it resumes from frame %d.",
-            *(self.path, reason, len(self._entries)),
-        )
+        message = "The run goes on without storing finished frames in %s (%s); interrupted, it resumes from frame %d."
+        logger.warning(message, self.path, reason, len(self._entries))
 
     def _close(self, delete: bool) -> None:
         """Unlock the file; `delete` it first where the system allows that, so that it is not another run's by then."""
-        if delete and os.name != "nt":
+        database, self._database = self._database, None
+        if database is not None and os.name == "nt":
+            database.close()
+        if delete:
             _unlink(self.path)
-        if self._database is not None:
-            self._database.close()
-            self._database = None
-        if delete and os.name == "nt":
-            _unlink(self.path)
+        if database is not None:
+            database.close()
 
 
 def journal_path(output: Path) -> Path:
@@ -325,10 +312,8 @@ def _rollback_file(path: Path) -> Path:
 def _fits(entry: _Entry, located: LocatedFrame) -> bool:
     """Return True if the patch was made of this frame: equal pixels in its box, and a face as before."""
     pixels = located.frame[entry.y : entry.y + entry.height, entry.x : entry.x + entry.width]
-    return (
-        bool(entry.has_face) == (located.matrix is not None)
-        and zlib.crc32(pixels.tobytes()) == entry.checksum
-    )
+    same_pixels = zlib.crc32(pixels.tobytes()) == entry.checksum
+    return same_pixels and bool(entry.has_face) == (located.matrix is not None)
 
 
 def _audio_key(audio: Any) -> str | bytes:

@@ -1,7 +1,9 @@
-"""Open a media file with FFmpeg: checks of the path, and errors that name the file. Used by `audio/` and `video/`."""
+"""Open media files with FFmpeg, with errors that name the file, and tell lack of memory from damage."""
 
 from __future__ import annotations
 
+import errno
+import mmap
 import stat
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import av
 from av.container import InputContainer
 
 from .errors import InputError
-from .shortage import raise_shortage
 
 _HEADER_BYTES = 64
 _PLAYLIST_BYTES = 2**24  # no playlist is longer
+# Bytes. The largest buffers that FFmpeg needs for a frame of 16384x16384 are below this; a damaged header can ask
+# for any amount.
+_PROBE = 2**30
 _EXPECTED = {"video": "a video or image file", "audio": "an audio or video file"}
 
 
@@ -72,3 +76,30 @@ def open_media(path: Path, error: type[InputError], file: Any = None) -> InputCo
 def error_text(error: Exception) -> str:
     """Return the system's or FFmpeg's own words for an error."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def raise_shortage(error: Exception) -> None:
+    """Raise MemoryError if FFmpeg failed for lack of memory or threads; return for any other error.
+
+    PyAV reports both as FFmpegError, like a damaged packet. Damaged packets are skipped; packets of an intact file
+    must not be. FFmpeg's ENOMEM counts only if memory is short: it also fails so for an absurd size in a damaged
+    header.
+    """
+    code = getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or code == errno.ENOMEM:
+        short = not isinstance(error, av.FFmpegError) or memory_is_short()
+    else:
+        short = code == errno.EAGAIN  # the system gives no more threads
+    if short:
+        raise MemoryError(
+            f"{error_text(error)}, of memory or threads, while media were read or written"
+        ) from error
+
+
+def memory_is_short() -> bool:
+    """Return True if this process cannot map another 1 GiB; nothing is written into it."""
+    try:
+        mmap.mmap(-1, _PROBE).close()
+    except (OSError, ValueError, MemoryError):
+        return True
+    return False

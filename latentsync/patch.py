@@ -52,7 +52,7 @@ class StableBox:
 
 
 def changed_box(source: np.ndarray, finished: np.ndarray) -> Box:
-    """Return the smallest box (x0, y0, x1, y1), half open, around all differences of two frames; zeros if equal."""
+    """Return the smallest box around all differences of two frames; zeros if they are equal."""
     if source is finished:
         return 0, 0, 0, 0
     rows = np.flatnonzero((source != finished).reshape(len(source), -1).any(axis=1))

@@ -39,8 +39,7 @@ from .patch import Patch
 from .report import Report
 from .validation import Audio, Inputs, Source, open_inputs
 from .video import FrameSource, VideoWriter
-from .video.output_buffer import OutputBuffer
-from .video.replay import ReplayBuffer
+from .video.buffers import OutputBuffer, ReplayBuffer
 from .video.timeline import timeline
 from .weights.loading import ModelBundle
 from .windows import grouped

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from .plan.steps import step_down, steps_named
     from .plan.task import Task
     from .runtime import Runtime
-    from .storage.latent_cache import LatentCache, module_key
-    from .storage.latent_file import default_latent_path
+    from .storage.latent_cache import LatentCache, default_latent_path, module_key
     from .weights.precision import autocast, weight_dtype
     from .weights.quantize import quantize_weights
     from .workload import Workload
@@ -118,9 +117,9 @@ _MODULES = {
     ),
     "storage.latent_cache": (
         "LatentCache",
+        "default_latent_path",
         "module_key",
     ),
-    "storage.latent_file": ("default_latent_path",),
     "weights.precision": (
         "autocast",
         "weight_dtype",

@@ -7,10 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .features import FeatureStream, encode_audio
+    from .features import FeatureStream, encode_audio, frame_windows
     from .mel import log_mel
     from .source import AudioSource, open_audio
-    from .windows import frame_windows
 
 __all__ = ["AudioSource", "FeatureStream", "encode_audio", "frame_windows", "log_mel", "open_audio"]
 
@@ -18,7 +17,7 @@ _MODULES = {
     "AudioSource": "source",
     "FeatureStream": "features",
     "encode_audio": "features",
-    "frame_windows": "windows",
+    "frame_windows": "features",
     "log_mel": "mel",
     "open_audio": "source",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ import numpy as np
 from av.container import InputContainer
 
 from ..errors import AudioError
-from ..media_file import check_file, open_media
-from ..shortage import raise_shortage
-from .resample import LoudnessWarning, to_mono_16k
+from ..media_file import check_file, open_media, raise_shortage
+from .resample import PcmAudio, resample, to_float
 
 # Gaps in the timestamps are filled with silence, so that audio after a gap or a damaged part stays where players
 # put it. Smaller gaps are rounding of the container's clock, larger ones broken clocks.
@@ -30,7 +30,7 @@ _DISCARD_ALL = 48  # AVDISCARD_ALL: the packets of a video stream are not even r
 logger = logging.getLogger(__name__)
 
 
-class FileAudio:
+class FileAudio(PcmAudio):
     """The first audio stream of a file as 16 kHz mono blocks; an AudioSource.
 
     Nothing is kept in memory: every call of `blocks` decodes the file again. Raises AudioError if the file is missing,
@@ -38,11 +38,10 @@ class FileAudio:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, str(path)
         self.start: Fraction | None = None  # time stamp of the first sample, seconds; None: the file has none
         self._duration: Fraction | None = None
         self._warned = False
-        self._loudness_warning = LoudnessWarning(str(path))
         check_file(path, "audio", AudioError)
         if next(self.pcm(), None) is None:
             raise AudioError(f"{path} has an audio stream without samples; give a file with audio.")
@@ -53,13 +52,8 @@ class FileAudio:
         if self._duration is None:
             for _ in self.pcm():
                 pass
-        if self._duration is None:
-            raise AudioError(f"{self.path} could not be decoded to its end.")
+        assert self._duration is not None  # set at the end of `pcm`
         return self._duration
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite."""
-        return to_mono_16k(self.pcm(), str(self.path), self._loudness_warning)
 
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield blocks ([channels, n] in the file's own type, sample rate), gaps filled with silence."""
@@ -75,7 +69,8 @@ class FileAudio:
             missing = clock.advance(frame)
             if missing:
                 logger.info("%s: a gap of %.3f s is filled with silence.", self.path, missing / rate)
-                yield _silence(pcm, missing), rate
+                silence = 128 if pcm.dtype == np.uint8 else 0
+                yield np.full((len(pcm), missing), silence, pcm.dtype), rate
             yield pcm, rate
         self._duration = clock.seconds
 
@@ -91,7 +86,10 @@ class FileAudio:
                     frames = packet.decode() if packet is not None else None
                 except av.FFmpegError as error:
                     raise_shortage(error)
-                    self._warn(error)
+                    if not self._warned:
+                        self._warned = True
+                        logger.warning("%s has damaged audio; the damaged parts are lost.", self.path)
+                        logger.debug("%s: %s", self.path, error)
                     yield None
                     continue
                 if frames is None:
@@ -112,11 +110,55 @@ class FileAudio:
                     other.discard = _DISCARD_ALL
         return stream
 
-    def _warn(self, error: av.FFmpegError) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("%s has damaged audio; the damaged parts are lost.", self.path)
-            logger.debug("%s: %s", self.path, error)
+
+@dataclass(frozen=True)
+class AudioClip:
+    """The first audio stream of a file from `start` seconds on, `seconds` long; None: to its end.
+
+    Time counts from the first sample; a negative `start` puts silence before it.
+    """
+
+    path: Path
+    start: Fraction = Fraction(0)
+    seconds: Fraction | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True if this is the unchanged stream: nothing cut, no silence before it."""
+        return not self.start and self.seconds is None
+
+    def part(self, start: Fraction, seconds: Fraction | None = None) -> AudioClip:
+        """Return a section of this section."""
+        left = None if self.seconds is None else max(self.seconds - start, Fraction(0))
+        ends = [length for length in (left, seconds) if length is not None]
+        return AudioClip(self.path, self.start + start, min(ends, default=None))
+
+    def read(self) -> tuple[np.ndarray, int]:
+        """Decode to float32 [channels, t] and the sample rate; fewer samples, even none, if the audio ends early.
+
+        If rate or channels change midway, as in broadcasts, the first ones apply to all, and other channels become
+        their mean. Raises AudioError for a file without audio that can be decoded.
+        """
+        blocks: list[np.ndarray] = []
+        rate = position = 0
+        first, last = 0, None
+        for block, block_rate in FileAudio(self.path).pcm():
+            if not rate:
+                rate, channels = block_rate, len(block)
+                first = round(self.start * rate)
+                last = None if self.seconds is None else round((self.start + self.seconds) * rate)
+                silence = max(0, -first if last is None else min(-first, last - first))
+                blocks.append(np.zeros((channels, silence), np.float32))
+            samples = to_float(block)
+            if len(samples) != channels:
+                samples = np.repeat(samples.mean(axis=0, keepdims=True, dtype=np.float32), channels, axis=0)
+            samples = resample(samples, block_rate, rate)
+            cut = slice(max(0, first - position), None if last is None else max(0, last - position))
+            blocks.append(samples[:, cut])
+            position += samples.shape[1]
+            if last is not None and position >= last:
+                break
+        return np.concatenate(blocks, axis=1), rate
 
 
 class _SampleClock:
@@ -182,11 +224,4 @@ class FrameSamples:
 
 
 def _time_of(frame: av.AudioFrame) -> Fraction | None:
-    if frame.pts is None or frame.time_base is None:
-        return None
-    return frame.pts * frame.time_base
-
-
-def _silence(like: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` silent samples in the channels and type of `like`; unsigned 8 bit is centred at 128."""
-    return np.full((like.shape[0], count), 128 if like.dtype == np.uint8 else 0, like.dtype)
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base

@@ -1,4 +1,4 @@
-"""Whisper encoder features, 50 rows a second, of audio of any length in bounded memory.
+"""Whisper encoder features, 50 rows a second, of audio of any length in bounded memory; windows of them per frame.
 
 The encoder takes 30 s at a time. Published inference encodes consecutive chunks independently, which leaves a seam
 where two meet; here chunks overlap and each keeps its middle rows. Both are the same up to 30 s.
@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count as count_from
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from ..errors import AudioError
 from .mel import DYNAMIC_RANGE, HOP, N_MELS, mel_columns, normalise
 from .resample import SAMPLE_RATE
 from .source import AudioSource, open_audio
-from .windows import published_frame_count, row_at, row_span, row_window
 
+ROWS_PER_SECOND = 50
+ROWS_BEFORE, ROWS_AFTER = 4, 5  # rows around the frame's own: 10 rows, 0.2 s
 CHUNK_COLUMNS = 3000  # mel columns the encoder takes at once: 30 s
 _CHUNK_HOP = 2400  # mel columns between overlapping chunks: at least 3 s of context on either side of a cut
 _COLUMNS_PER_ROW = 2
@@ -56,8 +58,7 @@ def split_chunks(columns: int, *, parity: bool = False) -> list[Chunk]:
     return [Chunk(*bounds) for bounds in zip(starts, [0, *cuts], [*cuts, rows], strict=True)]
 
 
-@dataclass(frozen=True)
-class _Measurement:
+class _Measurement(NamedTuple):
     """Length and loudness of the whole audio, and its mel columns if they are few enough to keep."""
 
     columns: int
@@ -75,16 +76,9 @@ class FeatureStream:
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        source: AudioSource,
-        *,
-        parity: bool = False,
-        pad_to: Fraction | None = None,
+        self, encoder: Encoder, source: AudioSource, *, parity: bool = False, pad_to: Fraction | None = None
     ) -> None:
-        self.encoder = encoder
-        self.source = source
-        self.parity = parity
+        self.encoder, self.source, self.parity = encoder, source, parity
         self._min_samples = math.ceil((pad_to or 0) * SAMPLE_RATE)
         self._measured: _Measurement | None = None
 
@@ -173,9 +167,8 @@ class FeatureStream:
 
     def _encode(self, mel: Tensor) -> Tensor:
         """Return the encoder's states [1500, states, d] of mel [80, 3000]."""
-        parameter = None
-        if isinstance(self.encoder, torch.nn.Module):
-            parameter = next(self.encoder.parameters(), None)
+        parameters = self.encoder.parameters() if isinstance(self.encoder, torch.nn.Module) else iter(())
+        parameter = next(parameters, None)
         if parameter is not None:
             mel = mel.to(parameter.device, parameter.dtype)
         with torch.no_grad():
@@ -189,3 +182,66 @@ def encode_audio(encoder: Encoder, samples: Any, *, parity: bool = False) -> Ten
     """
     source = open_audio((samples, SAMPLE_RATE))
     return torch.cat(list(FeatureStream(encoder, source, parity=parity).features()))
+
+
+def row_at(time: Fraction) -> int:
+    """Return the index of the feature row at `time` seconds."""
+    return int(time * ROWS_PER_SECOND // 1)
+
+
+def published_frame_count(rows: int, fps: Fraction) -> int:
+    """Return the number of frames up to and including the first whose row exceeds `rows`: two more than they last."""
+    return next(i for i in count_from() if _published_row(i, fps) > rows) + 1
+
+
+def frame_rows(rows: int, fps: Fraction, count: int | None = None, *, parity: bool = False) -> Iterator[int]:
+    """Yield the row of each frame at i / fps seconds, `count` of them; None: as many as the rows last.
+
+    parity: the published index, in floating point, and the published count.
+    """
+    if count is None:
+        nearest = round(Fraction(rows, ROWS_PER_SECOND) * fps)
+        count = published_frame_count(rows, fps) if parity else nearest
+    for i in range(count):
+        yield _published_row(i, fps) if parity else row_at(i / fps)
+
+
+def _published_row(i: int, fps: Fraction) -> int:
+    return int(i * ROWS_PER_SECOND / float(fps))
+
+
+def row_span(row: int, total: int) -> tuple[int, int]:
+    """Return the first and past-the-last row that the window around `row` needs, of `total` rows."""
+    return min(max(row - ROWS_BEFORE, 0), total - 1), min(max(row + ROWS_AFTER + 1, 1), total)
+
+
+def row_window(held: Tensor, first: int, total: int, row: int) -> Tensor:
+    """Return rows row - 4 .. row + 5 of `total` rows, clamped to them, as a new tensor [10 * states, d].
+
+    held: [n, states, d], the rows first .. first + n - 1; must contain those of `row_span`.
+    """
+    low, high = row_span(row, total)
+    body = held[low - first : high - first]
+    missing = ROWS_BEFORE + 1 + ROWS_AFTER - len(body)
+    before = min(max(ROWS_BEFORE - row, 0), missing)
+    head, tail = body[:1].repeat(before, 1, 1), body[-1:].repeat(missing - before, 1, 1)
+    return torch.cat([head, body, tail]).flatten(0, 1)
+
+
+def frame_windows(
+    features: Tensor, fps: Fraction | float | str, count: int | None = None, *, parity: bool = False
+) -> Tensor:
+    """Return the windows [count, 10 * states, d] of features [rows, states, d], on their device.
+
+    Frames are at i / fps seconds exactly; count None: as many as the features last. parity: the published index and
+    count. Raises InputError for a frame rate outside 1..240.
+    """
+    rows = len(features)
+    if features.ndim != 3 or not rows:
+        raise ValueError(f"features are {list(features.shape)}; expected [rows, states, d] with rows >= 1.")
+    windows = [
+        row_window(features, 0, rows, row) for row in frame_rows(rows, as_fps(fps), count, parity=parity)
+    ]
+    if not windows:
+        return features.new_empty(0, (ROWS_BEFORE + 1 + ROWS_AFTER) * features.shape[1], features.shape[2])
+    return torch.stack(windows)

@@ -110,18 +110,14 @@ def _rechunk(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 def mel_filters() -> np.ndarray:
     """Return the mel filter bank, float32 [80, 201], as librosa.filters.mel defines it for Whisper.
 
-    Triangles whose corners are equally spaced on the mel scale between 0 and 8 kHz, each of area 1 in Hz.
+    Triangles with corners equally spaced on the mel scale between 0 and 8 kHz, each of area 1 in Hz.
     """
     bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    corners = _mel_to_hz(np.linspace(0, _hz_to_mel(SAMPLE_RATE / 2), N_MELS + 2))
+    highest = _BREAK_HZ / _HZ_PER_MEL + np.log(SAMPLE_RATE / 2 / _BREAK_HZ) / _LOG_STEP  # mel
+    corners = _mel_to_hz(np.linspace(0, highest, N_MELS + 2))
     low, centre, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clip(min=0)
     return (triangles.astype(np.float32) * (2 / (high - low))).astype(np.float32)
-
-
-def _hz_to_mel(hz: float) -> float:
-    """Convert a frequency of at least 1 kHz to mel."""
-    return _BREAK_HZ / _HZ_PER_MEL + np.log(hz / _BREAK_HZ) / _LOG_STEP
 
 
 def _mel_to_hz(mel: np.ndarray) -> np.ndarray:

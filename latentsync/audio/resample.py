@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -29,49 +29,46 @@ def to_float(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
 
 
-class LoudnessWarning:
-    """A warning about values far above full scale, logged once per source however often that is read."""
+class PcmAudio:
+    """Base class of audio that is read as PCM and converted to 16 kHz mono; `name` is for messages."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._logged = False
+    name: str
+    _loudness_logged = False  # once per source, however often that is read
 
-    def check(self, peak: float) -> None:
-        """Log the warning if the largest magnitude of a block is too large."""
-        if peak > _LOUD and not self._logged:
-            self._logged = True
-            logger.warning(
-                "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768.", self._name, peak
-            )
+    def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield blocks ([channels, n] in the audio's own type, sample rate); the rate may change midway."""
+        raise NotImplementedError
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite.
 
-def to_mono_16k(
-    blocks: Iterable[tuple[np.ndarray, int]], name: str, loudness_warning: LoudnessWarning
-) -> Iterator[np.ndarray]:
-    """Yield 16 kHz mono float32 blocks [m] of PCM blocks ([channels, n], sample rate); the rate may change midway.
+        Mono is the mean of the channels. 16 kHz input is not resampled. FFmpeg's resampler adds no delay, and its
+        result does not depend on the block size.
+        """
+        resampler: av.AudioResampler | None = None
+        current = SAMPLE_RATE
+        for block, rate in self.pcm():
+            if rate != current:
+                yield from _resample_frame(resampler, None)
+                resampler = None if rate == SAMPLE_RATE else av.AudioResampler("fltp", "mono", SAMPLE_RATE)
+                current = rate
+            mono = to_float(block).mean(axis=0, dtype=np.float32)
+            if not mono.size:
+                continue
+            self._check_peak(float(np.abs(mono).max()))
+            if resampler is None:
+                yield mono
+            else:
+                yield from _resample_frame(resampler, _mono_frame(mono, rate))
+        yield from _resample_frame(resampler, None)
 
-    Mono is the mean of the channels. 16 kHz input is not resampled. FFmpeg's resampler adds no delay, and its result
-    does not depend on the block size. Raises AudioError, with `name` in the message, for NaN or infinity.
-    """
-    resampler: av.AudioResampler | None = None
-    current = SAMPLE_RATE
-    for block, rate in blocks:
-        if rate != current:
-            yield from _resample_frame(resampler, None)
-            resampler = None if rate == SAMPLE_RATE else av.AudioResampler("fltp", "mono", SAMPLE_RATE)
-            current = rate
-        mono = to_float(block).mean(axis=0, dtype=np.float32)
-        if not mono.size:
-            continue
-        peak = float(np.abs(mono).max())
+    def _check_peak(self, peak: float) -> None:
         if not np.isfinite(peak):
-            raise AudioError(f"{name} has NaN or infinite samples; repair or re-export it.")
-        loudness_warning.check(peak)
-        if resampler is None:
-            yield mono
-        else:
-            yield from _resample_frame(resampler, _mono_frame(mono, rate))
-    yield from _resample_frame(resampler, None)
+            raise AudioError(f"{self.name} has NaN or infinite samples; repair or re-export it.")
+        if peak > _LOUD and not self._loudness_logged:
+            self._loudness_logged = True
+            message = "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768."
+            logger.warning(message, self.name, peak)
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -89,11 +86,10 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 def _resample_channel(channel: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     resampler = av.AudioResampler("fltp", "mono", new_rate)
-    parts: list[np.ndarray] = []
+    parts = [channel[:0]]
     for start in range(0, len(channel), _BLOCK):
         parts += _resample_frame(resampler, _mono_frame(channel[start : start + _BLOCK], rate))
-    parts += _resample_frame(resampler, None)
-    return np.concatenate(parts or [channel[:0]])
+    return np.concatenate([*parts, *_resample_frame(resampler, None)])
 
 
 def _mono_frame(samples: np.ndarray, rate: int) -> av.AudioFrame:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import AudioError
 from .decode import FileAudio
-from .resample import LoudnessWarning, to_mono_16k
+from .resample import PcmAudio
 
 AudioInput: TypeAlias = "Path | str | tuple[Any, int] | AudioSource"
 
@@ -34,7 +34,7 @@ class AudioSource(Protocol):
         """Yield float32 [n] at 16 kHz mono, any n, from the beginning on each call."""
 
 
-class ArrayAudio:
+class ArrayAudio(PcmAudio):
     """An array of samples as an AudioSource; the array is read in place, a block at a time.
 
     samples: [t], [channels, t] or ComfyUI's [1, channels, t]; floats in -1..1 or signed integers; numpy, or torch on
@@ -42,20 +42,16 @@ class ArrayAudio:
     outside 1..768000.
     """
 
+    name = "The audio array"
+
     def __init__(self, samples: Any, rate: int) -> None:
         self.rate = _check_rate(rate)
         self.samples = _to_channels(samples)
         self.duration = Fraction(self.samples.shape[1], self.rate)
-        self._loudness_warning = LoudnessWarning("The audio array")
         if self.samples.dtype.kind == "f" and not all(np.isfinite(block).all() for block, _ in self.pcm()):
             raise AudioError("The audio array has NaN or infinite samples; repair or re-export it.")
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield float32 [n] at 16 kHz mono, from the beginning."""
-        return to_mono_16k(self.pcm(), "The audio array", self._loudness_warning)
-
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield blocks ([channels, n] in the array's own type, sample rate)."""
         for start in range(0, self.samples.shape[1], _BLOCK):
             yield self.samples[:, start : start + _BLOCK], self.rate
 
@@ -70,7 +66,7 @@ def open_audio(audio: AudioInput) -> AudioSource:
         return FileAudio(Path(audio))
     if isinstance(audio, (tuple, list)) and len(audio) == 2:
         return ArrayAudio(*audio)
-    if isinstance(audio, (FileAudio, ArrayAudio, AudioSource)):
+    if isinstance(audio, (PcmAudio, AudioSource)):
         return audio
     raise AudioError(f"audio is a {type(audio).__name__}; expected a file path or (samples, sample rate).")
 

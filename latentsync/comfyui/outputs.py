@@ -21,8 +21,7 @@ from ...memsafe.device.memory import available_ram
 from ...memsafe.device.probe import GIB
 from ..errors import InputError, OutputError
 from ..video import FrameSource
-from ..video.output_buffer import OutputBuffer
-from ..video.tensor import FrameTensor
+from ..video.buffers import FrameTensor, OutputBuffer
 
 # Share of free memory that IMAGE output may take in output_mode auto: the next node may copy the frames, and the
 # run's own frames take up to a quarter in memory_mode balanced.

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
 from ..validation import Inputs, open_inputs
 from ..video import FrameSource
+from ..video.buffers import OutputBuffer
 from ..video.clip import open_clip
-from ..video.output_buffer import OutputBuffer
 from .host import ComfyHost
 from .models import SyncModel, choose_default, compute_device, load_model
 from .outputs import (

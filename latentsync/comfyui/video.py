@@ -21,9 +21,10 @@ from ...memsafe.device.probe import GIB
 from ..audio.resample import to_float
 from ..audio.source import ArrayAudio
 from ..errors import AudioError, OutputError, VideoError
+from ..video.buffers import FrameTensor
 from ..video.clip import Clip, open_clip, write_clip
 from ..video.length import count_frames
-from ..video.tensor import FrameTensor, TensorSource
+from ..video.source import TensorSource
 from .outputs import temporary_file, text_metadata
 
 _CRF = 16  # default quality of H.264

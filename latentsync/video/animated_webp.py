@@ -35,12 +35,10 @@ class AnimatedWebP(ClosingSource):
             raise VideoError(f"No frame of {path} can be decoded; export it again.")
         total = Fraction(sum(milliseconds), 1000)
         self.fps = fps or nominal_rate(None, Fraction(len(milliseconds)) / total)
-        self.frame_estimate: int | None = max(1, round(total * self.fps))
+        self.frame_estimate = max(1, round(total * self.fps))
         self.color = ColorTags(matrix=0)
-        self.pixel_aspect = Fraction(1)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB."""
         index, now = start, Fraction(0)
         with self._open() as image:
             for frame, duration in self._images(image):

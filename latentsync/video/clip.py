@@ -1,26 +1,27 @@
-"""A clip: frames with their audio, both decoded on demand; open it from a file and write it to one."""
+"""A clip: frames with their audio, both decoded on demand; open it, select a part of it, write or remux it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
-from ..audio.clip import AudioClip
-from ..audio.decode import FileAudio
-from ..errors import AudioError
-from .formats import Preset, x264
-from .open import open_video
-from .remux import can_remux, remux
-from .selection import SelectedFrames
-from .source import FrameSource
-from .video_file import VideoFile
+from ..audio.decode import AudioClip, FileAudio
+from ..errors import AudioError, VideoError
+from .audio_track import codec_name
+from .decode import open_video_stream
+from .formats import Preset, can_hold_audio, muxer_options, x264
+from .output_file import OutputFile, explain_write_errors
+from .source import DerivedSource, FrameSource
+from .video_file import VideoFile, open_video
 from .writer import VideoWriter
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ Audio = AudioClip | Samples | Callable[[], Samples]  # the last: computed when i
 # Seconds between the first sample and the first frame: a smaller offset is rounding of Matroska's clock (1 ms), a
 # larger one a broken clock.
 _OFFSETS = (Fraction(1, 1000), 60)
+_REMUXED = {"mov", "matroska"}  # containers that state the time of every packet
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,13 @@ def write_clip(
     metadata = dict(metadata or {})
     frames = clip.frames
     preset = preset.available(frames.width, frames.height)
-    if clip.file and preset.allows_remux and proxy is None and can_remux(clip.file, preset.suffix):
+    if clip.file and preset.allows_remux and proxy is None and _can_remux(clip.file, preset.suffix):
         remux(clip.file, path, metadata)
         return
     outputs = [(path, preset.encoding(crf)), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
-    options = {"audio": _audio_input(clip), "end_audio_with_video": True, "metadata": metadata}
+    # All of a file's audio is given as the file, so that its packets can be copied.
+    whole = clip.audio.path if isinstance(clip.audio, AudioClip) and clip.audio.whole else None
+    options = {"audio": whole or clip.read_audio(), "end_audio_with_video": True, "metadata": metadata}
     with ExitStack() as resources:
         writers = [
             resources.enter_context(VideoWriter.of(target, frames, encoding=encoding, **options))
@@ -104,6 +108,48 @@ def write_clip(
             for writer in writers:
                 writer.write(frame)
             tick(number)
+
+
+def _can_remux(source: Path, suffix: str) -> bool:
+    """Return True if the file's video is H.264 as browsers play it, and its audio fits a container `suffix`."""
+    container, stream = open_video_stream(source)
+    with container:
+        context, audio = stream.codec_context, container.streams.audio
+        return (
+            container.format.name.split(",")[0] in _REMUXED
+            and (context.name, context.pix_fmt) == ("h264", "yuv420p")
+            and (not audio or can_hold_audio(suffix, codec_name(audio[0])))
+        )
+
+
+def remux(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy the first video and audio stream of `source` into a new file that appears when it is complete.
+
+    Raises OutputError if it cannot be written, or `source` cannot be read to its end.
+    """
+    output = OutputFile(target)
+    try:
+        with explain_write_errors(target):
+            output.create()
+            _copy(source, output.partial, metadata)
+            output.publish()
+    finally:
+        output.discard()
+
+
+def _copy(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    with ExitStack() as resources:
+        read, video = open_video_stream(source)
+        resources.enter_context(read)
+        options = muxer_options(target.suffix, metadata)
+        write = resources.enter_context(av.open(str(target.absolute()), "w", container_options=options))
+        write.metadata.update(metadata)
+        streams: list[Any] = [video, *read.streams.audio[:1]]
+        copies = {stream.index: write.add_stream_from_template(stream) for stream in streams}
+        for packet in read.demux(streams):
+            if packet.size and packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                write.mux(packet)
 
 
 def _audio_of(frames: VideoFile) -> AudioClip | None:
@@ -119,13 +165,6 @@ def _audio_of(frames: VideoFile) -> AudioClip | None:
     if start is None or frames.start is None or not _OFFSETS[0] < abs(frames.start - start) <= _OFFSETS[1]:
         return audio
     return audio.part(frames.start - start)
-
-
-def _audio_input(clip: Clip) -> Path | Samples | None:
-    """Return the audio for a writer: the file itself for all of its audio, so that packets can be copied."""
-    if isinstance(clip.audio, AudioClip) and clip.audio.whole:
-        return clip.audio.path
-    return clip.read_audio()
 
 
 def _read(audio: Audio) -> Samples:
@@ -144,3 +183,41 @@ def _part(audio: Audio, start: Fraction, seconds: Fraction | None) -> Audio:
         return samples[:, : None if seconds is None else round(seconds * rate)], rate
 
     return cut
+
+
+class SelectedFrames(DerivedSource):
+    """Frames skip, skip + every, skip + 2 every ... of a source, at most `cap`; nothing is read in advance.
+
+    The frame rate is the source's divided by `every`, so the part lasts as long as in the source. cap None: to the
+    end. Raises VideoError if no frame is left, or less than one frame per second.
+    """
+
+    def __init__(self, source: FrameSource, skip: int = 0, cap: int | None = None, every: int = 1) -> None:
+        if skip < 0 or every < 1 or (cap is not None and cap < 1):
+            raise VideoError(
+                f"The selection skips {skip} frames, takes at most {cap} and keeps one in {every}; expected at "
+                "least 0, 1 and 1."
+            )
+        super().__init__(source)
+        self._skip, self._cap, self._every = skip, cap, every
+        self.fps /= every
+        if self.fps < 1:
+            raise VideoError(
+                f"One in {every} frames at {float(source.fps):g} fps leaves {float(self.fps):.3g} fps; "
+                "expected 1 or more: choose a smaller step."
+            )
+        total = source.frame_estimate
+        if total is not None and skip >= total:
+            raise VideoError(f"{skip} frames are to be skipped, but the video has {total}; skip fewer.")
+        left = None if total is None else -(-(total - skip) // every)
+        self.frame_estimate = left if left is None or cap is None else min(left, cap)
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        wanted = None if self._cap is None else self._cap - start
+        if wanted is not None and wanted <= 0:
+            return
+        # One past the last frame wanted, so that skipped frames after it are not decoded.
+        stop = None if wanted is None else (wanted - 1) * self._every + 1
+        stream = self._source.frames(self._skip + start * self._every)
+        with closing(stream):  # type: ignore[type-var]  # frees the decoder now
+            yield from islice(stream, 0, stop, self._every)

@@ -29,11 +29,6 @@ _COEFFICIENTS = {1: _SWS_BT709, 4: 4, 5: _SWS_BT601, 6: _SWS_BT601, 7: 7, 9: 9, 
 _MATRIX_NAMES = {1: "bt709", 4: "fcc", 5: "bt601", 7: "smpte240m", 9: "bt2020"}  # of the scale filter
 
 
-def default_matrix(width: int, height: int) -> int:
-    """Return the matrix of untagged video: BT.709 for HD, BT.601 below (as mpv and browsers assume)."""
-    return BT709 if width >= 1280 or height > 576 else BT601
-
-
 def read_tags(frame: av.VideoFrame, stream: av.VideoStream) -> ColorTags:
     """Return the tags that the frame or else the stream states, None for those that neither does."""
     context = stream.codec_context
@@ -57,10 +52,12 @@ def read_tags(frame: av.VideoFrame, stream: av.VideoStream) -> ColorTags:
 
 def complete_tags(tags: ColorTags, width: int, height: int) -> ColorTags:
     """Return tags for a Y'CbCr stream of this size: missing range and matrix filled in, also those of RGB sources."""
+    # As mpv and browsers assume for untagged video.
+    default_matrix = BT709 if width >= 1280 or height > 576 else BT601
     from_rgb = tags.matrix == 0
     return ColorTags(
         range=LIMITED if from_rgb or tags.range not in (LIMITED, FULL) else tags.range,
-        matrix=tags.matrix if tags.matrix in _COEFFICIENTS else default_matrix(width, height),
+        matrix=tags.matrix if tags.matrix in _COEFFICIENTS else default_matrix,
         primaries=tags.primaries,
         transfer=tags.transfer,
     )
@@ -80,7 +77,9 @@ class ToRGB:
         """Convert a frame. Alpha is dropped, more than 8 bits are rounded, a frame of another size is scaled."""
         name = frame.format.name
         if name.startswith("gray") and frame.color_range == LIMITED:
-            return self._limited_grey(frame)
+            # Swscale treats every grey format as full range.
+            grey = self._scaler.reformat(frame, *self._size, "gray", interpolation=_ACCURATE).to_ndarray()
+            return np.repeat(_STRETCH[grey][..., None], 3, axis=2)
         if frame.format.is_rgb or name.startswith(("gray", "mono", "ya", "pal")):
             return self._scaler.reformat(frame, *self._size, "rgb24", interpolation=_ACCURATE).to_ndarray()
         rgb = self._scaler.reformat(
@@ -95,11 +94,6 @@ class ToRGB:
             interpolation=_ACCURATE,
         )
         return rgb.to_ndarray()
-
-    def _limited_grey(self, frame: av.VideoFrame) -> np.ndarray:
-        """Convert monochrome video with range 16 .. 235; swscale treats every grey format as full range."""
-        grey = self._scaler.reformat(frame, *self._size, "gray", interpolation=_ACCURATE).to_ndarray()
-        return np.repeat(_STRETCH[grey][..., None], 3, axis=2)
 
 
 class FromRGB:
@@ -129,6 +123,5 @@ class FromRGB:
         self._graph.configure()
 
     def __call__(self, image: np.ndarray) -> av.VideoFrame:
-        """Convert a frame."""
         self._graph.push(av.VideoFrame.from_ndarray(image, format="rgb24"))
         return self._graph.pull()

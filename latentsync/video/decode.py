@@ -10,8 +10,7 @@ import av
 from av.container import InputContainer
 
 from ..errors import VideoError
-from ..media_file import error_text, open_media
-from ..shortage import raise_shortage
+from ..media_file import error_text, open_media, raise_shortage
 
 _COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
 _TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a tile of the image; only FFmpeg's own tools assemble them
@@ -56,17 +55,16 @@ def decode_frames(
     `on_damage` is called with a reason for every packet that cannot be used; decoding goes on with the next one.
     Raises MemoryError if the machine lacks memory or threads.
     """
-    packets = container.demux(stream)
+    packets: Iterator[Any] = container.demux(stream)
     while True:
         try:
-            packet = next(packets, None)
+            packet = next(packets)
+        except StopIteration:
+            return
         except (av.FFmpegError, OSError) as error:
             raise_shortage(error)
-            on_damage(error_text(error))  # nothing more can be read; the decoder's own frames follow
-            yield from _flush(stream)
-            return
-        if packet is None:
-            return
+            on_damage(error_text(error))
+            packet, packets = None, iter(())  # the frames that the decoder still holds follow
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
@@ -74,15 +72,6 @@ def decode_frames(
             on_damage(error_text(error))
             continue
         yield from frames
-
-
-def _flush(stream: av.VideoStream) -> list[av.VideoFrame]:
-    """Return the frames that the decoder still holds."""
-    try:
-        return list(stream.decode(None))
-    except av.FFmpegError as error:
-        raise_shortage(error)
-        return []
 
 
 def _disposition(stream: av.VideoStream) -> int:

@@ -49,6 +49,8 @@ class AudioEncoding:
 
 
 AAC = AudioEncoding("aac", "fltp", bit_rate=256_000)
+# ProRes 422 HQ, 10 bits; for editing, not for browsers.
+_PRORES_HQ = VideoEncoding("prores_ks", "yuv422p10le", {"profile": "hq", "vendor": "apl0"})
 
 
 def x264(crf: int = 16, preset: str = "faster") -> VideoEncoding:
@@ -61,11 +63,6 @@ def nvenc(crf: int = 16) -> VideoEncoding:
     """Return the settings for H.264 on an NVIDIA GPU at constant quality; crf: on x264's scale, 0 counts as 1."""
     options = {"preset": "p5", "rc": "vbr", "cq": str(max(1, crf)), "b": "0"}  # cq 0 means "automatic"
     return VideoEncoding("h264_nvenc", "yuv420p", options)
-
-
-def prores_hq() -> VideoEncoding:
-    """Return the settings for ProRes 422 HQ, 10 bits; for editing, not for browsers."""
-    return VideoEncoding("prores_ks", "yuv422p10le", {"profile": "hq", "vendor": "apl0"})
 
 
 def can_encode(encoding: VideoEncoding, width: int, height: int) -> bool:
@@ -112,7 +109,6 @@ class Preset(str, Enum):
 
     @property
     def suffix(self) -> str:
-        """The suffix of the file name."""
         return "." + self.value.split()[0]
 
     @property
@@ -122,23 +118,19 @@ class Preset(str, Enum):
 
     @property
     def allows_remux(self) -> bool:
-        """True if H.264 of a file may be copied; a preset that names an encoder encodes."""
+        """True if H.264 of a file may be copied."""
         return self in (Preset.MP4, Preset.MKV)
 
     def available(self, width: int, height: int) -> Preset:
         """Return this preset; where NVENC does not encode frames of this size, log a warning and return MP4."""
         if self is not Preset.MP4_NVENC or can_encode(nvenc(), width + width % 2, height + height % 2):
             return self
-        log.warning(
-            "NVENC does not work here for %dx%d; the video is saved as %s instead.",
-            width,
-            height,
-            Preset.MP4.value,
-        )
+        message = "NVENC does not work here for %dx%d; the video is saved as %s instead."
+        log.warning(message, width, height, Preset.MP4.value)
         return Preset.MP4
 
     def encoding(self, crf: int) -> VideoEncoding:
         """Return the encoder settings; crf: quality of H.264, 0 .. 51, unused for ProRes."""
         if self is Preset.PRORES:
-            return prores_hq()
+            return _PRORES_HQ
         return nvenc(crf) if self is Preset.MP4_NVENC else x264(crf)

@@ -7,24 +7,12 @@ from fractions import Fraction
 
 import av
 
-STANDARD_RATES = (
-    Fraction(24000, 1001),
-    Fraction(24),
-    Fraction(25),
-    Fraction(30000, 1001),
-    Fraction(30),
-    Fraction(48),
-    Fraction(50),
-    Fraction(60000, 1001),
-    Fraction(60),
-)
-
-
+_NTSC_RATES = [Fraction(rate * 1000, 1001) for rate in (24, 30, 60)]
+STANDARD_RATES = sorted([*map(Fraction, (24, 25, 30, 48, 50, 60)), *_NTSC_RATES])
 STILL_RATE = Fraction(25)  # for still images, and where the container states no rate
-_PLAUSIBLE = (
-    5,
-    240,
-)  # frames per second; a slide show is too slow for moving lips, and clocks can be damaged
+# Frames per second; a slide show is too slow for moving lips, and clocks can be damaged.
+_PLAUSIBLE = (5, 240)
+_STILL_SECONDS = 3600  # the longest plausible time between two frames
 
 
 def nominal_rate(
@@ -48,9 +36,6 @@ def nominal_rate(
     return average.limit_denominator(1001)
 
 
-_STILL_SECONDS = 3600  # the longest plausible time between two frames
-
-
 class Clock:
     """Tick numbers of frames: round((pts - origin) * time_base * fps), halves upwards.
 
@@ -69,7 +54,8 @@ class Clock:
     def tick(self, frame: av.VideoFrame) -> int:
         """Return the tick of the next frame in display order."""
         pts = getattr(frame, self._stamp)
-        if pts is None or not self._follows(pts):
+        follows = pts is not None and (self._last_pts is None or 0 <= pts - self._last_pts <= self._longest)
+        if not follows:
             self._tick += 1
             if pts is not None:
                 self._origin = pts - round(self._tick / self._scale)
@@ -77,9 +63,6 @@ class Clock:
             self._tick = max(self._tick, self._round(pts - self._origin))
         self._last_pts = pts
         return self._tick
-
-    def _follows(self, pts: int) -> bool:
-        return self._last_pts is None or 0 <= pts - self._last_pts <= self._longest
 
     def end(self, frame: av.VideoFrame) -> int:
         """Return the tick at which the last frame is no longer displayed; its own if it ends before that begins."""

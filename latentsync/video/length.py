@@ -15,7 +15,7 @@ from ..audio.edit import fit
 from ..config import Extend
 from ..errors import AudioError
 from .clip import Clip
-from .source import ClosingSource, FrameSource
+from .source import DerivedSource, FrameSource
 from .timeline import timeline
 
 
@@ -65,7 +65,7 @@ def count_frames(source: FrameSource) -> int:
     return source.frame_estimate or sum(1 for _ in source.frames())
 
 
-class FixedLengthFrames(ClosingSource):
+class FixedLengthFrames(DerivedSource):
     """Exactly `count` frames of a source, extended past its end by `mode`; nothing is read in advance.
 
     Reading from the middle seeks within the source. Reading past its end decodes it from the beginning, because only
@@ -73,14 +73,11 @@ class FixedLengthFrames(ClosingSource):
     """
 
     def __init__(self, source: FrameSource, count: int, mode: LengthMode) -> None:
-        self._source, self._extend = source, _EXTEND.get(mode, Extend.FREEZE)
-        self.frame_estimate: int | None = count
-        self._count = count
-        self.fps, self.width, self.height = source.fps, source.width, source.height
-        self.color, self.pixel_aspect = source.color, source.pixel_aspect
+        super().__init__(source)
+        self._extend = _EXTEND.get(mode, Extend.FREEZE)
+        self.frame_estimate = self._count = count
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as copies, because a frame may come again later."""
         index = start
         if start:
             with closing(self._source.frames(start)) as first_pass:  # type: ignore[type-var]
@@ -90,4 +87,4 @@ class FixedLengthFrames(ClosingSource):
         if index < self._count:
             with closing(timeline(self._source, self._count, self._extend)) as pairs:  # type: ignore[type-var]
                 for _, frame in islice(pairs, index, None):
-                    yield frame.copy()
+                    yield frame.copy()  # it may come again later

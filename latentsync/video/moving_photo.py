@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..config import as_fps
-from .source import ClosingSource, ColorTags
+from .source import ClosingSource
 
 FACE_SHARE = 0.32  # wanted height of the face's box (brows to chin), as a share of the frame's shorter side
 FACE_CENTRE = 0.44  # wanted height of the middle of that box, as a share of the frame's height, from the top
@@ -29,12 +29,10 @@ Box = tuple[float, float, float, float]
 class MovingPhoto(ClosingSource):
     """FrameSource that shows a photo under a slowly moving camera; frames are computed when they are read.
 
-    photo: uint8 [h, w, 3] RGB. box: x0, y0, x1, y1 of the face in pixels of the photo, as `Face.box`. size: width
-    and height of the frames. count: number of frames; None: endless.
-
-    Frame k depends on k and `fps` only, not on `count` or on the frame that reading began with. The camera keeps
-    three rules, in this order of priority: the whole box is inside every frame; nothing beyond the photo is visible
-    (else the photo is mirrored at its edge); the face is FACE_SHARE high.
+    photo: uint8 [h, w, 3] RGB. box: x0, y0, x1, y1 of the face in pixels of the photo. size: width and height of the
+    frames. count: number of frames; None: endless. Frame k depends on k and `fps` only. The camera keeps three rules,
+    in this order: the whole box is inside every frame; nothing beyond the photo is visible (else the photo is mirrored
+    at its edge); the face is FACE_SHARE high.
     """
 
     def __init__(
@@ -48,13 +46,10 @@ class MovingPhoto(ClosingSource):
         self.width, self.height = size
         self.fps = as_fps(fps)
         self.frame_estimate = count
-        self.color = ColorTags()
-        self.pixel_aspect = Fraction(1)
         self._scale, self._centre = _place_camera(box, photo.shape[1], photo.shape[0], size)
         self._photo, self._to_original = _downscale(photo, self._scale)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield frames `start`, `start + 1`, ... as uint8 [h, w, 3] RGB; the caller may change them."""
         numbers = count_up(start) if self.frame_estimate is None else range(start, self.frame_estimate)
         for number in numbers:
             yield cv2.warpAffine(
@@ -83,10 +78,7 @@ def _sine(motion: tuple[float, float, float], seconds: float) -> float:
 
 
 def _place_camera(box: Box, width: int, height: int, size: tuple[int, int]) -> tuple[float, np.ndarray]:
-    """Place the camera at rest over a photo of width x height.
-
-    Returns frame pixels per photo pixel, and the point [2] of the photo in the middle of the frame.
-    """
+    """Place the camera at rest; return frame pixels per photo pixel, and the point [2] of the photo in the middle."""
     low, high = np.array(box[:2]), np.array(box[2:])
     photo, frame = np.array([width, height]), np.array(size)
     face = np.maximum(high - low, 1.0)
@@ -104,10 +96,7 @@ def _place_camera(box: Box, width: int, height: int, size: tuple[int, int]) -> t
 
 
 def _view_limits(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sizes [2] of the area the moving camera sees at some time, and of the area it sees at all times.
-
-    Both in units of the area seen at rest.
-    """
+    """Return the sizes [2] of the area seen at some time, and of that seen at all times, relative to that at rest."""
     zoom, sine = _ZOOM[0], math.sin(math.radians(_ROTATION[0]))
     pan = 2 * frame.min() * np.array([_PAN_X[0], _PAN_Y[0]]) / frame
     # The bounding box of a rotated rectangle is wider by at most the sine times its height, and vice versa.
@@ -118,9 +107,9 @@ def _view_limits(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _downscale(photo: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scale the photo down if `scale` is below 1, because a warp reads only 4x4 pixels per output pixel.
+    """Scale the photo down if `scale` is below 1; return it, and the [3, 3] matrix from its pixels to the original's.
 
-    Returns the photo, and the float64 [3, 3] matrix from its pixels to those of the original.
+    A warp reads only 4x4 pixels per output pixel.
     """
     height, width = photo.shape[:2]
     if scale < 1:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import av
@@ -16,7 +15,7 @@ from filelock import BaseFileLock
 
 from ...memsafe.storage.file_lock import release_lock, take_lock
 from ..errors import OutputError
-from ..shortage import raise_shortage
+from ..media_file import error_text, raise_shortage
 from .formats import SUFFIXES
 
 _LOCK = ".lock"
@@ -72,7 +71,7 @@ class OutputFile:
         _remove_abandoned(self._pattern)
         while self._lock is None:  # None: another process removed the file before it was locked
             self.partial = _partial_name(self._pattern)
-            self._lock = take_lock(_lock_path(self.partial))
+            self._lock = take_lock(self.partial.with_name(self.partial.name + _LOCK))
         with self.partial.open("xb"):
             pass
 
@@ -98,25 +97,23 @@ class OutputFile:
             self._lock = None
 
 
-@contextlib.contextmanager
+@contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn failures of the disk or the encoder inside the block into OutputError."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:
         raise_shortage(error)
-        raise OutputError(_explanation(error, path)) from error
-
-
-def _explanation(error: OSError | av.FFmpegError, path: Path) -> str:
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full while writing {path}; free some space or choose another folder."
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"No permission to write {path}; choose another folder."
-    if code in (errno.ENOTDIR, errno.EEXIST):
-        return f"A part of the path {path} is a file, not a folder; choose another name."
-    return f"{path} cannot be written ({getattr(error, 'strerror', None) or error})."
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            message = f"The disk is full while writing {path}; free some space or choose another folder."
+        elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            message = f"No permission to write {path}; choose another folder."
+        elif code in (errno.ENOTDIR, errno.EEXIST):
+            message = f"A part of the path {path} is a file, not a folder; choose another name."
+        else:
+            message = f"{path} cannot be written ({error_text(error)})."
+        raise OutputError(message) from error
 
 
 def _follow_link(path: Path) -> Path:
@@ -125,32 +122,16 @@ def _follow_link(path: Path) -> Path:
 
 
 def _partial_name(path: Path) -> Path:
-    """Return a new hidden name beside `path`."""
     return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix.lower()}")
 
 
-def _partial_names(path: Path) -> re.Pattern[str]:
-    """Return a pattern for all names that `_partial_name` gives."""
-    return re.compile(re.escape(f".{path.stem[:40]}.") + "[0-9a-f]{12}" + re.escape(path.suffix.lower()))
-
-
-def _lock_path(partial: Path) -> Path:
-    return partial.with_name(partial.name + _LOCK)
-
-
-def _remove_abandoned(pattern: Path) -> None:
+def _remove_abandoned(path: Path) -> None:
     """Remove hidden files of killed processes for the same target."""
-    names = _partial_names(pattern)
-    with suppress(OSError):
-        for lock in list(pattern.absolute().parent.glob(f".*{_LOCK}")):
-            if names.fullmatch(lock.name.removesuffix(_LOCK)):
-                _remove_if_unlocked(lock)
-
-
-def _remove_if_unlocked(path: Path) -> None:
-    with suppress(OSError):
-        lock = take_lock(path)
-        if lock is None or not lock.is_locked:
-            return
-        path.with_name(path.name.removesuffix(_LOCK)).unlink(missing_ok=True)
-        release_lock(lock)
+    names = re.escape(f".{path.stem[:40]}.") + "[0-9a-f]{12}" + re.escape(path.suffix.lower() + _LOCK)
+    for lock_path in list(path.absolute().parent.glob(f".*{_LOCK}")):
+        if re.fullmatch(names, lock_path.name):
+            with suppress(OSError):
+                lock = take_lock(lock_path)
+                if lock is not None and lock.is_locked:
+                    lock_path.with_suffix("").unlink(missing_ok=True)
+                    release_lock(lock)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
 from ..config import Extend
 from ..errors import VideoError
-from . import FrameSource, is_seekable, reversed_frames
-from .replay import ReplayBuffer
+from .buffers import ReplayBuffer
+from .source import FrameSource, is_seekable
 
 KEPT_IN_MEMORY = 16  # a source of at most this many frames (a portrait, a short GIF) is decoded only once
+
+# A block read backwards begins with a seek, and all frames since the key frame before it are decoded, so larger blocks
+# are faster: some clips have a single key frame. 128 MiB are 21 frames of 1080p.
+_BLOCK_BYTES = 128 * 2**20
 
 Pass = Callable[[], Iterator[np.ndarray]]
 
@@ -31,9 +36,9 @@ def timeline(
     and is closed when the iteration ends for any reason. It stays empty for other sources.
     """
     repeated = count is not None and extend in (Extend.PINGPONG, Extend.LOOP)
-    if replay is not None and (not repeated or is_seekable(source)):
+    if not repeated or is_seekable(source):
         replay = None
-    with replay or nullcontext():
+    with nullcontext() if replay is None else replay:
         yield from _output_frames(source, count, extend, replay)
 
 
@@ -56,25 +61,18 @@ def _output_frames(
         else:
             kept.clear()
         if replay is not None and count is not None:
-            replay.keep(length - 1, frame, _may_return(length, count - length, extend))
+            # Frames shown again if the source ends here; the later it ends, the fewer follow, so others never are.
+            after = count - length
+            first, stop = (
+                (0, min(after, length)) if extend is Extend.LOOP else (max(length - after, 0), length)
+            )
+            replay.keep(length - 1, frame, range(first, stop))
     if last is None:
         raise VideoError("The video has no frame that can be decoded; check the file in a player.")
     if count is None or extend is Extend.CUT:
         return
-    remaining = count - length
-    for index, frame in _repeats(length, last, _passes(source, length, kept, replay), extend):
-        yield index, frame
-        remaining -= 1
-        if not remaining:
-            return
-
-
-def _may_return(length: int, after: int, extend: Extend) -> range:
-    """Return which of the first `length` frames are shown again if the source ends here and `after` frames follow.
-
-    The others are never shown again: the later the source ends, the fewer frames follow.
-    """
-    return range(min(after, length)) if extend is Extend.LOOP else range(max(length - after, 0), length)
+    repeats = _repeats(length, last, _passes(source, length, kept, replay), extend)
+    yield from islice(repeats, count - length)
 
 
 def _passes(
@@ -110,3 +108,16 @@ def _repeats(
             )
         if extend is Extend.PINGPONG:
             reverse = not reverse
+
+
+def reversed_frames(source: FrameSource, stop: int, block: int | None = None) -> Iterator[np.ndarray]:
+    """Yield frames `stop - 1`, `stop - 2`, ... 0 as uint8 [h, w, 3] RGB, holding at most `block` of them.
+
+    `block` None: as many as fit 128 MiB, at least 16. If the source ends before `stop`, its last frame comes first.
+    """
+    if block is None:
+        block = max(16, _BLOCK_BYTES // (source.width * source.height * 3))
+    for high in range(stop, 0, -block):
+        frames = source.read(max(0, high - block), high)
+        while frames:
+            yield frames.pop()

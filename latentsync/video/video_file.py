@@ -1,9 +1,10 @@
-"""A video or image file as a frame source: constant frame rate, upright, accurate colours, seekable."""
+"""Video files, images and pipes as frame sources: constant frame rate, upright, accurate colours."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, islice
@@ -14,11 +15,13 @@ import numpy as np
 from av.container import InputContainer
 
 from ..errors import VideoError
-from ..shortage import raise_shortage
+from ..media_file import check_file, raise_shortage
+from .animated_webp import AnimatedWebP, is_animated_webp
 from .color import ToRGB, read_tags
 from .decode import decode_frames, open_video_stream
 from .frame_clock import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
 from .orientation import Orientation
+from .pipe import PipeReader, is_pipe
 from .source import ClosingSource
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,20 @@ _INDEXED = {"mov", "matroska"}
 # Seconds before the requested time to search for a key frame, if the nearest one cannot be used.
 _STEPS_BACK = (0, 2, 10, 60)
 _SHORTFALL = Fraction(1, 2)  # seconds that may be missing at the end before a file is reported as incomplete
+
+
+def open_video(path: str | Path, fps: Fraction | None = None) -> ClosingSource:
+    """Open a video, an animation (GIF, APNG, WebP, AVIF), or any other image as one frame.
+
+    `fps` sets the time grid; None keeps the file's nominal rate. For a pipe, this waits until another program writes
+    into it, and its frames can be read only once. Raises VideoError for anything unreadable.
+    """
+    path = Path(path)
+    if is_pipe(path):
+        return VideoPipe(path, fps)
+    if is_animated_webp(check_file(path, "video", VideoError)):
+        return AnimatedWebP(path, fps)
+    return VideoFile(path, fps)
 
 
 class VideoFile(ClosingSource):
@@ -58,7 +75,11 @@ class VideoFile(ClosingSource):
             )
         first = first_two[0]
         single = len(first_two) == 1
-        self.fps = fps or _frame_rate(stream, single)
+        self._stated = _stated_seconds(stream)
+        rate = nominal_rate(stream.guessed_rate, stream.average_rate, self._stated)
+        if single and (rate not in STANDARD_RATES or not stream.average_rate):
+            rate = STILL_RATE
+        self.fps = fps or rate
         self._time_base: Fraction = stream.time_base
         # AVI stores no presentation times, only the order of decoding.
         is_avi = container.format.name == "avi"
@@ -71,7 +92,6 @@ class VideoFile(ClosingSource):
         self._orientation = Orientation.of(first)
         self.color = read_tags(first, stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        self._stated = _stated_seconds(stream)
         self._photo = single and self._stated is None  # FFmpeg gives some of them a duration of one second
         self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
         transposed = self._orientation.transpose
@@ -93,7 +113,12 @@ class VideoFile(ClosingSource):
                 for _ in range(times - 1):
                     yield image.copy()
                 yield image
-        self._check_end(index / self.fps)
+        seconds = index / self.fps
+        missing = 0 if self._stated is None else self._stated - seconds
+        if missing > _SHORTFALL + 1 / self.fps and not self._warned:
+            message = "%s states a length of %.2f s, but its frames end after %.2f s; it may be incomplete."
+            log.warning(message, self.path, self._stated, seconds)
+            self._warned = True
 
     def _decode_from(self, start: int, resources: contextlib.ExitStack) -> Iterator[av.VideoFrame]:
         """Return decoded frames from a key frame that is not after tick `start`, or from the very first one."""
@@ -134,28 +159,84 @@ class VideoFile(ClosingSource):
     def _clock(self) -> Clock:
         return Clock(self._origin, self._time_base, self.fps, self._stamp)
 
-    def _check_end(self, seconds: Fraction) -> None:
-        """Warn if the frames end earlier than the file states."""
-        missing = 0 if self._stated is None else self._stated - seconds
-        if missing > _SHORTFALL + 1 / self.fps and not self._warned:
-            log.warning(
-                "%s states a length of %.2f s, but its frames end after %.2f s; it may be incomplete.",
-                self.path,
-                self._stated,
-                seconds,
-            )
-            self._warned = True
-
     def _on_damage(self, reason: str) -> None:
         if not self._warned:
             log.warning("%s is damaged (%s); unreadable parts are skipped.", self.path, reason)
             self._warned = True
 
 
-def _frame_rate(stream: av.VideoStream, single: bool) -> Fraction:
-    """Return the nominal rate; for a single frame, only if it is a standard rate."""
-    rate = nominal_rate(stream.guessed_rate, stream.average_rate, _stated_seconds(stream))
-    return STILL_RATE if single and (rate not in STANDARD_RATES or not stream.average_rate) else rate
+class VideoPipe(VideoFile):
+    """A pipe decoded through FFmpeg, of which `frames` can be called once."""
+
+    seekable = False
+
+    def __init__(self, path: Path, fps: Fraction | None = None) -> None:
+        self.path = path
+        self._warned = False
+        self._used = False
+        self._lock = threading.Lock()  # held while a frame is decoded, during which nothing may be closed
+        # Damage is reported only once it is known that there is a video at all.
+        self._early_damage: list[str] | None = []
+        with contextlib.ExitStack() as resources:
+            try:
+                self._reader = resources.enter_context(contextlib.closing(PipeReader(path)))
+            except OSError as error:
+                raise VideoError(f"The pipe {path} cannot be opened ({error.strerror}).") from None
+            try:
+                container, stream = open_video_stream(path, self._reader)
+                resources.enter_context(container)
+                decoded = self._decode(decode_frames(container, stream, self._on_damage))
+                first_two = list(islice(decoded, 2))
+                self._describe(container, stream, first_two, fps)
+            except VideoError as error:
+                self._reader.check()
+                raise VideoError(
+                    f"No video can be read from the pipe {path}; write Matroska or MPEG-TS into it (an ordinary MP4 "
+                    "is readable only as a file), or save the video as a file first."
+                ) from error
+            early_damage, self._early_damage = self._early_damage, None
+            for reason in early_damage:
+                self._on_damage(reason)
+            self._decoded: Iterator[av.VideoFrame] = chain(first_two, decoded)
+            self._resources = resources.pop_all()
+
+    def frames(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield frames as a file does. Raises VideoError on a second call."""
+        if self._used:
+            raise VideoError(
+                f"The pipe {self.path} can be read only once, and it has been; save the video as a file first."
+            )
+        self._used = True
+        return super().frames(start)
+
+    def close(self) -> None:
+        """Close the pipe, also for the writer; a thread that waits for frames stops first."""
+        self._reader.cancel()
+        with self._lock:
+            self._decoded = iter(())
+            self._resources.close()
+
+    def _decode_from(self, start: int, resources: contextlib.ExitStack) -> Iterator[av.VideoFrame]:
+        resources.push(self._resources)
+        return self._decoded
+
+    def _decode(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        while True:
+            with self._lock:
+                self._reader.check()
+                frame = next(frames, None)
+            if frame is None:
+                break
+            yield frame
+        self._reader.check()
+
+    def _on_damage(self, reason: str) -> None:
+        if self._reader.error is not None:  # the end of the stream is not damage then
+            return
+        if self._early_damage is not None:
+            self._early_damage.append(reason)
+        else:
+            super()._on_damage(reason)
 
 
 def _stated_seconds(stream: av.VideoStream) -> Fraction | None:

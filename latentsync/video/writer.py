@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -15,8 +14,7 @@ import numpy as np
 
 from ..audio.source import AudioInput
 from ..errors import InputError, OutputError
-from .audio_encode import VideoEnd
-from .audio_track import AudioTrack, open_track
+from .audio_track import AudioTrack, VideoEnd, open_track
 from .color import FromRGB, complete_tags
 from .formats import VideoEncoding, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors
@@ -26,18 +24,15 @@ from .source import ColorTags, FrameSource
 class VideoWriter:
     """A video file in .mp4, .mov or .mkv; frame i is displayed at i / fps, exactly except for mkv's 1 ms.
 
-    A context manager: a clean exit completes the file, an exception removes it. Parent folders are created, and
-    removed again after an exception. A link is followed.
+    A context manager: a clean exit completes the file; an exception removes it, and the folders made for it.
 
-    width, height: of the frames. Video with subsampled chroma has an even width and height, so an odd one grows by one
-        replicated row or column.
+    width, height: of the frames; an odd one grows by one replicated row or column, as subsampled chroma needs.
     audio: a file, whose first audio stream is copied where the container takes it, or (samples, rate), or an opened
         AudioSource. Matroska cannot hide the priming of AAC and MP3 from an MP4, so there audio and video both begin
         that much (about 23 ms) late.
     end_audio_with_video: audio packets that begin at or after the end of the last frame are dropped; audio that is
         encoded here as FLAC or PCM ends there to the sample.
-    color: the tags of the source; see complete_tags for missing ones.
-    pixel_aspect: width over height of a pixel.
+    color: the tags of the source; see complete_tags for missing ones. pixel_aspect: width over height of a pixel.
     metadata: such as title and comment, or a program's own keys.
     encoding: the encoder settings; None for x264 with `crf`, which is unused otherwise.
 
@@ -77,15 +72,8 @@ class VideoWriter:
     @classmethod
     def of(cls, path: Path, source: FrameSource, **options: Any) -> VideoWriter:
         """Return a writer with the frame rate, size, colour tags and pixel aspect of `source`; `options`: the rest."""
-        return cls(
-            path,
-            source.fps,
-            source.width,
-            source.height,
-            color=source.color,
-            pixel_aspect=source.pixel_aspect,
-            **options,
-        )
+        size = source.width, source.height
+        return cls(path, source.fps, *size, color=source.color, pixel_aspect=source.pixel_aspect, **options)
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -120,18 +108,13 @@ class VideoWriter:
         with explain_write_errors(self.path):
             self._mux(self._video.encode(yuv))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        finished = False
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 with explain_write_errors(self.path):
                     self._finish()
-                finished = True
         finally:
-            if not finished:
-                self._discard()
+            self._discard()
 
     def _open(self) -> None:
         suffix = self._output.partial.suffix
@@ -181,7 +164,7 @@ class VideoWriter:
         self._output.publish()
 
     def _discard(self) -> None:
-        """Remove everything that was created; an older file under the name stays as it was."""
+        """Remove everything that was created and is not complete; an older file under the name stays as it was."""
         if self._track is not None:
             self._track.close()
         # Removed before closing, so that FFmpeg does not rewrite it for fast start; Windows removes closed files only.

@@ -42,13 +42,8 @@ def take_lock(path: Path) -> BaseFileLock | None:
 
 def release_lock(lock: BaseFileLock) -> None:
     """Delete the file and unlock it. Not to be called twice: by then the file can be another's."""
-    if os.name != "nt":  # deleted while locked, so that it is not another's by then
-        _delete(lock)
-    lock.release()
     if os.name == "nt":  # which deletes no open file
-        _delete(lock)
-
-
-def _delete(lock: BaseFileLock) -> None:
-    with suppress(OSError):
-        os.unlink(lock.lock_file)  # noqa: PTH108 - of a path that is a string
+        lock.release()
+    with suppress(OSError):  # deleted while locked, so that it is not another's by then
+        Path(lock.lock_file).unlink()
+    lock.release()

@@ -1,8 +1,11 @@
-"""Encoded faces by content, so that the same face is encoded once."""
+"""Encoded faces by content, so that the same face is encoded once; kept in RAM, on the device and in a file."""
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -14,9 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..batching.history import default_history_path
+from ..device.memory import free_disk
 from ..device.probe import GIB, DeviceInfo
+from .frame_codec import FrameDataError, FrameEncoder, decode
 from .frame_pool import FramePool, PoolBudget, PoolFullError
-from .latent_file import LatentFile
+
+logger = logging.getLogger(__name__)
 
 PATCH = 32  # pixels; edge of the squares by which two faces are compared
 RECENT = 4  # encoded faces that a new one is compared with
@@ -24,6 +31,22 @@ HOT_SHARE = 128  # of a device's free memory, one part
 HOT_BYTES = 256 * 2**20  # at most
 _SAMPLES = 16  # values of each weight that distinguish two encoders
 _DIGEST = 16  # bytes
+
+FORMAT = 1  # of the file's table; the content of another format is deleted
+WAITING_BYTES = 8 * 2**20  # compressed faces held in RAM until they are written in one transaction
+_FREE_SHARE = 4  # the file never takes more than this part of the free disk
+_TIMEOUT = 5.0  # seconds to wait for another process
+_SCHEMA = f"""
+DROP TABLE IF EXISTS latents;
+CREATE TABLE latents (key BLOB PRIMARY KEY, used REAL NOT NULL, value BLOB NOT NULL);
+PRAGMA user_version = {FORMAT};
+"""  # used: start of the last run that needed the entry, in seconds since 1970
+
+
+def default_latent_path() -> Path | None:
+    """Return the default file, beside the batch history; None for a user without a home folder."""
+    history = default_history_path()
+    return None if history is None else history.with_name("encoded-faces.sqlite3")
 
 
 def content_key(image: Tensor | np.ndarray, *state: object) -> bytes:
@@ -55,21 +78,20 @@ class LatentCache:
     """Tensors by key: hot on the device and warm in RAM, in a FramePool; frozen in a file kept between runs.
 
     warm: maximum bytes in RAM. file: path of the file, of at most `file_limit` bytes; None: nothing is kept.
-    Eviction in RAM and on the device: LRU among entries of earlier runs; within a run the newest entry, because a
-    cyclic scan larger than the cache defeats LRU. Thread-safe. Returned tensors are shared: do not write to them.
+    Eviction in RAM and on the device: LRU among entries of earlier runs; MRU within a run, since a cyclic scan larger
+    than the cache defeats LRU. Thread-safe. Returned tensors are shared: do not write to them.
     """
 
     def __init__(self, warm: int, file: Path | None = None, file_limit: int = GIB) -> None:
         self.hits = self.misses = self.reused = 0  # reused: encodings of another face within the bound
         self._pool = FramePool(PoolBudget(warm=warm))
-        self._file = None if file is None else LatentFile(file, file_limit)
-        self._order: OrderedDict[bytes, None] = OrderedDict()  # keys in the pool, least recently used first
-        self._used: set[bytes] = set()  # keys used in this run
+        self._file = None if file is None else _LatentFile(file, file_limit)
+        self._used: OrderedDict[bytes, bool] = OrderedDict()  # LRU first; True: used in this run
         self._recent: deque[tuple[object, Tensor, Tensor]] = deque(maxlen=RECENT)  # state, face, encoding
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._used)
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +104,7 @@ class LatentCache:
             self.end_run()
             self._pool.device = device
             self._pool.budget = PoolBudget(hot=0 if device is None else hot, warm=self._pool.budget.warm)
-            self._used.clear()
+            self._used = OrderedDict.fromkeys(self._used, False)
             if self._file is not None:
                 self._file.begin_run()
 
@@ -103,33 +125,33 @@ class LatentCache:
         """Return one tensor per face, in order, on the CPU or the device; unknown faces are encoded once.
 
         encode: yields a tensor per face; each is cached at once. state: gives everything else that decides an
-        encoding, such as the VAE and its tiling; it is asked again for each result, since recovery from an OOM may
-        change it during the call. bound: accept the encoding of one of the last few faces if no square of PATCH
-        pixels differs from it by more than this on average, 0..255 for uint8; never of a face that was itself
-        replaced, so that errors do not add up. None: accept equal faces only.
+        encoding; it is asked again for each result, since recovery from an OOM may change it during the call. bound:
+        accept the encoding of one of the last few faces if no square of PATCH pixels differs from it by more than this
+        on average, 0..255 for uint8; never of a face that was itself replaced, so that errors do not add up. None:
+        accept equal faces only.
         """
         now = state()
         missing: dict[bytes, Tensor] = {}
         with self._lock:
             results = [self._find(face, now, bound, missing) for face in faces]
         known: dict[bytes, Tensor] = {}
-        if missing:
-            for (key, face), tensor in zip(missing.items(), encode(list(missing.values())), strict=True):
-                known[key] = tensor
-                now = state()
-                with self._lock:
-                    self.misses += 1
-                    self.put(content_key(face, now), tensor)
-                    self._recent.append((now, face, tensor.cpu()))
+        tensors = encode(list(missing.values())) if missing else []
+        for (key, face), tensor in zip(missing.items(), tensors, strict=True):
+            known[key] = tensor
+            now = state()
+            with self._lock:
+                self.misses += 1
+                self.put(content_key(face, now), tensor)
+                self._recent.append((now, face, tensor.cpu()))
         return [known[found] if isinstance(found, bytes) else found for found in results]
 
     def get(self, key: bytes) -> Tensor | None:
         """Return the tensor, on the CPU or the device; None if it is not cached."""
         with self._lock:
-            if key in self._order:
+            if key in self._used:
                 self.hits += 1
-                self._used.add(key)
-                self._order.move_to_end(key)
+                self._used[key] = True
+                self._used.move_to_end(key)
                 stored = self._pool.get(key)
                 return stored if isinstance(stored, Tensor) else torch.tensor(stored)
             array = None if self._file is None else self._file.get(key)
@@ -141,7 +163,7 @@ class LatentCache:
             return tensor
 
     def put(self, key: bytes, tensor: Tensor) -> None:
-        """Cache a copy; a tensor larger than the budgets is not kept in RAM."""
+        """Cache a copy; a tensor larger than the budgets only goes into the file."""
         with self._lock:
             self._put_in_pool(key, tensor)
             if self._file is not None:
@@ -150,8 +172,8 @@ class LatentCache:
     def clear(self) -> bool:
         """Free RAM and device, but not the file; return True if there was anything. For PressureMonitor.add."""
         with self._lock:
-            held = bool(self._order or self._recent)
-            for key in list(self._order):
+            held = bool(self._used or self._recent)
+            for key in list(self._used):
                 self._drop(key)
             self._recent.clear()
             return held
@@ -160,34 +182,32 @@ class LatentCache:
         """Move hot entries to RAM, or drop them where it is full; return True if there were any."""
         with self._lock:
             freed = self._pool.spill_device()
-            for key in [key for key in self._order if key not in self._pool]:
+            for key in [key for key in self._used if key not in self._pool]:
                 self._drop(key)
             return freed > 0
 
     def _put_in_pool(self, key: bytes, tensor: Tensor) -> None:
-        if key in self._order:
+        if key in self._used:
             self._drop(key)
         if tensor.nbytes > max(self._pool.budget.hot, self._pool.budget.warm):
             return
-        while key not in self._order:
+        while key not in self._used:
             try:
                 self._pool.put(key, tensor)
-                self._order[key] = None
-                self._used.add(key)
+                self._used[key] = True
             except PoolFullError:
-                oldest, newest = next(iter(self._order)), next(reversed(self._order))
-                self._drop(newest if oldest in self._used else oldest)
+                oldest, newest = next(iter(self._used)), next(reversed(self._used))
+                self._drop(newest if self._used[oldest] else oldest)
 
     def _drop(self, key: bytes) -> None:
         if key in self._pool:
             self._pool.drop(key)
-        del self._order[key]
-        self._used.discard(key)
+        del self._used[key]
 
     def _find(
         self, face: Tensor, state: object, bound: float | None, missing: dict[bytes, Tensor]
     ) -> Tensor | bytes:
-        """Return the encoding of a face, or its key in `missing`, to which the face is added if need be."""
+        """Return the encoding of a face, or the key in `missing` of a face whose encoding it will share."""
         key = content_key(face, state)
         if key in missing:
             self.hits += 1
@@ -195,15 +215,123 @@ class LatentCache:
         if (tensor := self.get(key)) is not None:
             return tensor
         if bound is not None:
-            candidates: list[tuple[Tensor, Tensor | bytes]]
-            candidates = [(other, tensor) for its_state, other, tensor in self._recent if its_state == state]
-            candidates += [(other, name) for name, other in missing.items()]
-            for other, encoding in reversed(candidates[-RECENT:]):
+            done = [(other, tensor) for its_state, other, tensor in self._recent if its_state == state]
+            waiting = [(other, its_key) for its_key, other in missing.items()]
+            for other, encoding in reversed([*done, *waiting][-RECENT:]):
                 if other.shape == face.shape and difference(face, other) <= bound:
                     self.reused += 1
                     return encoding
         missing[key] = face
         return key
+
+
+class _LatentFile:
+    """The frozen level: arrays by key in an sqlite3 database, safe for several processes at once.
+
+    limit: bytes of all values; entries of earlier runs are evicted first, the longest unused (LRU), and entries of
+    this run never. The file is opened, or created, at the first use. Any error is logged once and disables it.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path, self._limit = path, limit
+        self._database: sqlite3.Connection | None = None
+        self._disabled = False
+        self._waiting: dict[bytes, bytes] = {}
+        self._needed: set[bytes] = set()  # stored keys that this run has read
+        self._run = time.time()
+
+    def begin_run(self) -> None:
+        self.flush()
+        self._run = time.time()
+
+    def get(self, key: bytes) -> np.ndarray | None:
+        value = self._waiting.get(key)
+        if value is None and (database := self._open()) is not None:
+            try:
+                row = database.execute("SELECT value FROM latents WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._disable(error)
+                return None
+            if row is not None:
+                value = row[0]
+                self._needed.add(key)
+        try:
+            return None if value is None else decode([value])[0]
+        except FrameDataError:
+            return None  # encoded again and replaced
+
+    def put(self, key: bytes, array: np.ndarray) -> None:
+        """Store an array; it is on disk after `flush`."""
+        if self._disabled or key in self._waiting:
+            return
+        self._waiting[key] = FrameEncoder().encode(array)
+        if self._waiting_bytes() > WAITING_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, and which entries this run needed, in one transaction."""
+        if not (self._waiting or self._needed) or (database := self._open()) is None:
+            return
+        try:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                needed = [(self._run, key) for key in self._needed]
+                database.executemany("UPDATE latents SET used = ? WHERE key = ?", needed)
+                room = self._evict(database)
+                for key, value in self._waiting.items():
+                    room -= len(value)
+                    if room >= 0:
+                        row = key, self._run, value
+                        database.execute("INSERT OR REPLACE INTO latents VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            self._disable(error)
+        self._waiting.clear()
+        self._needed.clear()
+
+    def _waiting_bytes(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def _evict(self, database: sqlite3.Connection) -> float:
+        """Delete entries of earlier runs until what waits fits; return the bytes that are free."""
+        [stored] = database.execute("SELECT TOTAL(LENGTH(value)) FROM latents").fetchone()
+        free = free_disk(self._path.parent)
+        limit = self._limit if free is None else min(self._limit, stored + free // _FREE_SHARE)
+        room = float(limit - stored)
+        if room < self._waiting_bytes():
+            old = "SELECT key, LENGTH(value) FROM latents WHERE used < ? ORDER BY used"
+            for key, size in database.execute(old, (self._run,)).fetchall():
+                database.execute("DELETE FROM latents WHERE key = ?", (key,))
+                room += size
+                if room >= self._waiting_bytes():
+                    break
+        return room
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._database is not None or self._disabled:
+            return self._database
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)  # they show faces
+            self._database = database = sqlite3.connect(
+                self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            if database.execute("PRAGMA user_version").fetchone() != (FORMAT,):
+                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        except (OSError, sqlite3.Error) as error:
+            self._disable(error)
+        return self._database
+
+    def _disable(self, error: Exception) -> None:
+        message = (
+            "The cache of encoded faces %s is off for this process (%s); if that stays so, delete the file."
+        )
+        logger.warning(message, self._path, error)
+        self._disabled = True
+        self._waiting.clear()
+        self._needed.clear()
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
 
 def difference(face: Tensor, other: Tensor) -> float:

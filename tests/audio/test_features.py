@@ -24,9 +24,8 @@ from latentsync_memsafe.latentsync.audio import (
     log_mel,
     open_audio,
 )
-from latentsync_memsafe.latentsync.audio.features import CHUNK_COLUMNS, split_chunks
+from latentsync_memsafe.latentsync.audio.features import CHUNK_COLUMNS, frame_rows, split_chunks
 from latentsync_memsafe.latentsync.audio.mel import mel_columns, mel_filters
-from latentsync_memsafe.latentsync.audio.windows import frame_rows
 from latentsync_memsafe.latentsync.errors import AudioError, InputError
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 

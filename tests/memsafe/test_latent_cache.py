@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor, Thresholds
 from latentsync_memsafe.memsafe.device.probe import GIB, probe
-from latentsync_memsafe.memsafe.storage import latent_file
+from latentsync_memsafe.memsafe.storage import latent_cache
 from latentsync_memsafe.memsafe.storage.latent_cache import (
     LatentCache,
     content_key,
@@ -361,7 +361,7 @@ def test_the_file_is_bounded_and_evicts_the_least_recently_used_of_earlier_runs(
 
 
 def test_the_file_takes_only_a_part_of_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_file, "free_disk", lambda folder: 1000)
+    monkeypatch.setattr(latent_cache, "free_disk", lambda folder: 1000)
     cache = LatentCache(GIB, tmp_path / "faces.sqlite3")
     cache.begin_run()
     cache.put(b"1", latents(1))

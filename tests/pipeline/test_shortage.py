@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync import media_file, shortage
+from latentsync_memsafe.latentsync import media_file
 from latentsync_memsafe.latentsync.audio import open_audio
 from latentsync_memsafe.latentsync.video import audio_track
 from latentsync_memsafe.latentsync.video.decode import decode_frames
@@ -22,16 +22,16 @@ SHORTAGES = [av.error.MemoryError(errno.ENOMEM, "none"), av.error.BlockingIOErro
 
 @pytest.fixture(autouse=True)
 def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortage, "memory_is_short", lambda: True)
+    monkeypatch.setattr(media_file, "memory_is_short", lambda: True)
 
 
 def test_an_absurd_size_in_a_damaged_file_is_no_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
     """FFmpeg reports it as ENOMEM."""
-    monkeypatch.setattr(shortage, "memory_is_short", lambda: False)
-    shortage.raise_shortage(SHORTAGES[0])
+    monkeypatch.setattr(media_file, "memory_is_short", lambda: False)
+    media_file.raise_shortage(SHORTAGES[0])
     for error in (SHORTAGES[1], MemoryError()):
         with pytest.raises(MemoryError):
-            shortage.raise_shortage(error)
+            media_file.raise_shortage(error)
 
 
 class Number(int):

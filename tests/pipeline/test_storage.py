@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, Report, SyncOptions, pipeline
-from latentsync_memsafe.latentsync.video import StreamSource, replay
-from latentsync_memsafe.latentsync.video.output_buffer import OutputBuffer
+from latentsync_memsafe.latentsync.video import StreamSource, buffers
+from latentsync_memsafe.latentsync.video.buffers import OutputBuffer
 from latentsync_memsafe.memsafe import LatentCache, Runtime, plan_for, probe
 from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.storage.frame_pool import FramePool, Level
@@ -28,11 +28,10 @@ QUICK = SyncOptions(steps=1, resolution=64, guidance=1.0)
 FRAMES = 40  # two and a half windows
 
 
-def speaker(latents: LatentCache | None = None) -> LipSyncPipeline:
+def speaker(latents: LatentCache | None = None, runtime: Runtime | None = None) -> LipSyncPipeline:
     info = probe("cpu")
-    return LipSyncPipeline(
-        replace(tiny_bundle(), detector=AlwaysHere()), Runtime(plan_for(info), info), latents
-    )
+    bundle = replace(tiny_bundle(), detector=AlwaysHere())
+    return LipSyncPipeline(bundle, runtime or Runtime(plan_for(info), info), latents)
 
 
 def speech(count: int) -> tuple[np.ndarray, int]:
@@ -67,7 +66,7 @@ def test_the_replay_of_a_one_shot_source_uses_warm_cold_and_frozen_frames(
     options, frames = replace(QUICK, extend=extend), scene(FRAMES)
     plain = frames_of(speaker().stream(frames, speech(2 * FRAMES), options))
     ram = 4 * frames[0].nbytes
-    monkeypatch.setattr(replay, "RAM_BYTES", ram)
+    monkeypatch.setattr(buffers, "RAM_BYTES", ram)
     monkeypatch.chdir(tmp_path)
     with watched_levels(monkeypatch) as most:
         once = StreamSource(iter(frames), 25)
@@ -90,7 +89,7 @@ def test_output_frames_wait_warm_and_move_down_when_ram_is_short(
         (2**28, 1, {Level.WARM, Level.FROZEN}),
     ):
         monkeypatch.setattr(memory, "available_ram", lambda free=free: free)
-        monkeypatch.setattr(pipeline, "SPILLED", spilled)
+        monkeypatch.setattr(pipeline, "SPILL_BYTES", spilled)
         with OutputBuffer(tmp_path) as buffer, watched_levels(monkeypatch) as most:
             speaker().run(frames, speech(FRAMES), out, QUICK, collector=buffer, scratch=tmp_path)
             used = buffer.usage()
@@ -148,17 +147,25 @@ def test_encoded_faces_are_hot_on_a_device_with_room(monkeypatch: pytest.MonkeyP
 def test_tiled_encodings_are_not_used_by_a_run_without_tiles() -> None:
     """Tiling comes into force while the faces are encoded."""
     latents, frames = LatentCache(2**30), scene(16)
-    first = speaker(latents)
-    encode = first.bundle.vae.encode
+    info = probe("cpu")
+    first = speaker(latents, Runtime(replace(plan_for(info), vae_tile=32), info))
+    vae = first.bundle.vae
+    encode = vae.encode
 
-    def tiling(images: torch.Tensor):
-        first.runtime.relief.vae_tiling = True
+    def encode_in_tiles_only(images: torch.Tensor):
+        if not vae.use_tiling:
+            raise MemoryError
         return encode(images)
 
-    first.bundle.vae.encode = tiling
-    for pipe, encoded in ((first, 16), (speaker(latents), 16), (speaker(latents), 0)):
+    vae.encode = encode_in_tiles_only
+    tiled = replace(QUICK, allow_vae_tiling=True)
+    for pipe, options, encoded in (
+        (first, tiled, 16),
+        (speaker(latents), QUICK, 16),
+        (speaker(latents), QUICK, 0),
+    ):
         report = Report()
-        frames_of(pipe.stream(frames, speech(16), QUICK, report))
+        frames_of(pipe.stream(frames, speech(16), options, report))
         assert report.latents == {"encoded": encoded, "kept": 16 - encoded}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync.errors import OutputError
-from latentsync_memsafe.latentsync.video import ArraySource, formats, open_video, remux
+from latentsync_memsafe.latentsync.video import ArraySource, formats, open_video
+from latentsync_memsafe.latentsync.video import clip as clips
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
 from latentsync_memsafe.latentsync.video.formats import Preset, VideoEncoding, can_encode, x264
 
@@ -192,8 +193,8 @@ def test_a_copy_that_fails_leaves_an_old_file_as_it_was(
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(remux, "_copy", fail)
+    monkeypatch.setattr(clips, "_copy", fail)
     with pytest.raises(OutputError, match="disk is full"):
-        remux.remux(source, tmp_path / "out.mp4", {})
+        clips.remux(source, tmp_path / "out.mp4", {})
     assert (tmp_path / "out.mp4").read_bytes() == b"old"
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}

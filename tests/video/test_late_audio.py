@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio.clip import AudioClip
+from latentsync_memsafe.latentsync.audio.decode import AudioClip
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
 from latentsync_memsafe.latentsync.video.formats import Preset
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync_memsafe.latentsync.video.output_buffer import OutputBuffer
-from latentsync_memsafe.latentsync.video.tensor import FrameTensor
+from latentsync_memsafe.latentsync.video.buffers import FrameTensor, OutputBuffer
 from latentsync_memsafe.memsafe.storage.frame_pool import FramePool, Level
 
 COUNT, HEIGHT, WIDTH = 20, 96, 128

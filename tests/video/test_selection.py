@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.audio.clip import AudioClip
-from latentsync_memsafe.latentsync.audio.decode import FileAudio
+from latentsync_memsafe.latentsync.audio.decode import AudioClip, FileAudio
 from latentsync_memsafe.latentsync.errors import VideoError
 from latentsync_memsafe.latentsync.video import ArraySource
-from latentsync_memsafe.latentsync.video.clip import Clip, open_clip
-from latentsync_memsafe.latentsync.video.selection import SelectedFrames
+from latentsync_memsafe.latentsync.video.clip import Clip, SelectedFrames, open_clip
 
 from support.media import decoded_sound, make_clip, make_sound, number_of, numbered_frame, tone
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from latentsync_memsafe.latentsync.config import Extend
 from latentsync_memsafe.latentsync.errors import OutputError, VideoError
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource
-from latentsync_memsafe.latentsync.video.replay import ReplayBuffer
+from latentsync_memsafe.latentsync.video.buffers import ReplayBuffer
 from latentsync_memsafe.latentsync.video.timeline import KEPT_IN_MEMORY, timeline
 from latentsync_memsafe.latentsync.windows import grouped, nearest_present, pingpong_indices
 from latentsync_memsafe.memsafe import Cancelled, plan_for, probe
-from latentsync_memsafe.memsafe.storage import compressed_frames
+from latentsync_memsafe.memsafe.storage import frame_pool
 from latentsync_memsafe.memsafe.storage.frame_pool import Level
 from latentsync_memsafe.memsafe.threads import prefetch
 
@@ -186,7 +186,7 @@ def test_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(compressed_frames.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(frame_pool.tempfile, "TemporaryFile", full)
     shown = timeline(once(noise(100)), 400, extend, ReplayBuffer(0, tmp_path, 400 * FRAME))
     with pytest.raises(OutputError, match="free disk space there, save the video as a file first") as caught:
         list(shown)
@@ -205,7 +205,7 @@ def test_where_the_disk_is_full_compressed_frames_stay_in_a_reserve_of_ram(tmp_p
 
 
 def test_a_full_budget_and_a_folder_that_cannot_be_made_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"only once.*no room after \d+ frames.*extend=freeze"):
+    with pytest.raises(OutputError, match=r"only once.*no room after \d+ frames.*Repeat the last frame"):
         list(timeline(once(noise(100)), 400, Extend.LOOP, ReplayBuffer(FRAME, tmp_path, 20 * FRAME)))
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "file"
@@ -218,9 +218,9 @@ def test_stored_frames_that_are_damaged_are_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = []
-    real = compressed_frames.tempfile.TemporaryFile
+    real = frame_pool.tempfile.TemporaryFile
     monkeypatch.setattr(
-        compressed_frames.tempfile, "TemporaryFile", lambda **given: files.append(real(**given)) or files[0]
+        frame_pool.tempfile, "TemporaryFile", lambda **given: files.append(real(**given)) or files[0]
     )
     shown = timeline(once(noise(50)), 400, Extend.LOOP, ReplayBuffer(0, tmp_path, 400 * FRAME))
     for _ in itertools.islice(shown, 51):

@@ -23,10 +23,10 @@ from latentsync_memsafe.latentsync.video import (
     ColorTags,
     FrameSource,
     open_video,
-    reversed_frames,
 )
 from latentsync_memsafe.latentsync.video.frame_clock import Clock, nominal_rate
 from latentsync_memsafe.latentsync.video.orientation import Orientation
+from latentsync_memsafe.latentsync.video.timeline import reversed_frames
 
 from support import media, paths
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync_memsafe.latentsync.audio import log_mel
-from latentsync_memsafe.latentsync.audio.windows import ROWS_AFTER, ROWS_BEFORE
+from latentsync_memsafe.latentsync.audio.features import ROWS_AFTER, ROWS_BEFORE
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.latentsync.training.clips import FPS, SAMPLES_PER_FRAME
 from latentsync_memsafe.latentsync.training.loop import LoopOptions, ProgressCallback, train
