@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from .detect import Face, check_frames
-from .proposals import iou
+from .detect import Face, check_frames, iou
 
 FILES = ("det_10g.onnx", "2d106det.onnx")
 INPUT_SIZE = 512  # height and width of the detector's input, as in upstream LatentSync
 STRIDES = (8, 16, 32)
 ANCHORS = 2  # per grid cell
+MIN_SCORE = 0.5
 OVERLAP = 0.4  # intersection over union above which the box with the lower score is dropped
 LANDMARK_SIZE = 192
 LEFT_BROW = (43, 48, 49, 51, 50)  # of the 106
@@ -35,17 +35,14 @@ class InsightFaceDetector:
     provider is used if it is installed.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", min_score: float = 0.5) -> None:
-        missing = [name for name in FILES if not (Path(folder) / name).is_file()]
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
                 f"{' and '.join(missing)} not found in {folder}; take them from InsightFace's buffalo_l (for "
                 f"non-commercial research only), or use the face backend auto."
             )
-        self._detector, self._landmarks = (
-            _session(Path(folder) / name, torch.device(device)) for name in FILES
-        )
-        self.min_score = min_score
+        self._detector, self._landmarks = (_session(folder / name, torch.device(device)) for name in FILES)
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
         """Return the plausible faces of each frame of uint8 [n, h, w, 3] RGB, highest score first."""
@@ -55,13 +52,11 @@ class InsightFaceDetector:
 
     def _detect(self, frame: np.ndarray) -> list[Face]:
         square, scale = letterbox(frame)
-        blob = (square.astype(np.float32) - 127.5) / 128
-        outputs = _run(self._detector, blob)
-        boxes, scores = decode(outputs, self.min_score)
-        boxes = boxes / scale
+        outputs = _run(self._detector, (square.astype(np.float32) - 127.5) / 128)
+        boxes, scores = decode(outputs, MIN_SCORE)
         return [
             Face((float(b[0]), float(b[1]), float(b[2]), float(b[3])), float(s), self._points(frame, b))
-            for b, s in zip(boxes, scores, strict=True)
+            for b, s in zip(boxes / scale, scores, strict=True)
             if is_plausible(b)
         ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..audio import encode_audio, frame_windows
-from ..faces.mask import keep_mask
+from ..faces.paste import keep_mask
 from .clips import FPS
 from .pairs import PairSource
 
