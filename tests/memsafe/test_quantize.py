@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
-from latentsync_memsafe.latentsync.weights.checkpoints import UNET_FILES, find_model_folder
+from latentsync_memsafe.latentsync.weights.checkpoints import UNET_FILES, find_model_folder, folder_config
 from latentsync_memsafe.latentsync.weights.loading import load_unet
-from latentsync_memsafe.latentsync.weights.model_files import folder_config
 from latentsync_memsafe.memsafe import Runtime
 from latentsync_memsafe.memsafe.weights.precision import autocast, in_float32, weight_dtype
 from latentsync_memsafe.memsafe.weights.quantize import QuantizationResult, quantize_weights

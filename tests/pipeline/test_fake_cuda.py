@@ -143,8 +143,7 @@ def test_the_face_detector_on_the_gpu(faces: Path) -> None:
         for network in both:
             with_fake_weights(network.graph, torch.float32)
         outputs = [
-            [output.shape[0] for output in network(np.zeros((3, 192, 192, 3), np.uint8))]
-            for network in both
+            [output.shape[0] for output in network(np.zeros((3, 192, 192, 3), np.uint8))] for network in both
         ]
     assert outputs == [[3, 3], [3, 3]]
 
