@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime, Workload
     from .storage.latent_cache import LatentCache, module_key
     from .storage.latent_file import default_latent_path
-    from .weights.precision import autocast, weight_dtype
-    from .weights.quantize import quantize_weights
+    from .weights.precision import autocast, quantize_weights, weight_dtype
 
 __all__ = [
     "AdaptiveMemoryOptimizer",
@@ -122,9 +121,9 @@ _MODULES = {
     "storage.latent_file": ("default_latent_path",),
     "weights.precision": (
         "autocast",
+        "quantize_weights",
         "weight_dtype",
     ),
-    "weights.quantize": ("quantize_weights",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

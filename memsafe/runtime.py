@@ -35,8 +35,7 @@ from .plan.steps import Step, steps_named
 from .plan.task import Task
 from .weights.offload import WeightCopier
 from .weights.placement import ModulePlacement
-from .weights.precision import in_float32
-from .weights.quantize import in_int8
+from .weights.precision import in_float32, in_int8
 
 logger = logging.getLogger(__name__)
 

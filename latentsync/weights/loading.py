@@ -105,10 +105,8 @@ def _load(
         detector = load_detector(device=device)
     unet = load_unet(files.unet, config, dtype, device)
     if int8:
-        result = quantize_weights(unet, keep=IMPORTANT_LAYERS)
-        logger.info(
-            "%d layers of the UNet in int8, %.2f %% mean error", result.layers, 100 * result.mean_error
-        )
+        layers, error = quantize_weights(unet, keep=IMPORTANT_LAYERS)
+        logger.info("%d layers of the UNet in int8, %.2f %% mean error", layers, 100 * error)
     return ModelBundle(
         unet=unet,
         vae=load_vae(files.vae, config, dtype, device),

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from .offload import DeviceCopy, WeightCopier
-from .sizes import blocks
+from .precision import weight_bytes
 
 # diffusers' apply_group_offloading is not used: it came with diffusers 0.33 while 0.30 is supported here, stays on a
 # module once applied, and until its pull request 12721 freed weights that were still being read.
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the submodules that are streamed one by one.
+
+    These are the children, with lists of modules replaced by their entries; a module that only wraps another one
+    counts as that one, and a module without children is its own block.
+    """
+    parts: list[nn.Module] = []
+    for child in module.children():
+        is_list = type(child).forward is nn.Module.forward  # has no forward, so it is never called itself
+        parts += child.children() if is_list else [child]
+    return blocks(parts[0]) if len(parts) == 1 else parts or [module]
+
+
+def streamed_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Return the most bytes of weights on the device while a module is streamed: two neighbouring blocks."""
+    sizes = [weight_bytes(block, dtype) for block in blocks(module)]
+    return max([sum(pair) for pair in pairwise(sizes)], default=sizes[0])
 
 
 @contextmanager
