@@ -29,10 +29,9 @@ NOSE = (74, 77, 83, 86)
 
 
 class InsightFaceDetector:
-    """Upstream's face detector run by onnxruntime; `folder` holds det_10g.onnx and 2d106det.onnx.
+    """Upstream's face detector run by onnxruntime, on a CUDA device by its CUDA provider if that is installed.
 
-    Raises CheckpointError when a file or onnxruntime is missing. On a CUDA device onnxruntime's CUDA
-    provider is used if it is installed.
+    Raises CheckpointError when a file in `folder` or onnxruntime is missing.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
@@ -70,10 +69,8 @@ class InsightFaceDetector:
 def letterbox(frame: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the frame in the top left corner of a black 512 x 512, and the factor of its resize."""
     height, width = frame.shape[:2]
-    if height > width:
-        h, w = INPUT_SIZE, max(int(INPUT_SIZE * width / height), 1)
-    else:
-        h, w = max(int(INPUT_SIZE * height / width), 1), INPUT_SIZE
+    longest = max(height, width)
+    h, w = (max(int(INPUT_SIZE * size / longest), 1) for size in (height, width))
     square = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     square[:h, :w] = cv2.resize(frame, (w, h))
     return square, h / height
@@ -136,10 +133,11 @@ def _session(path: Path, device: torch.device) -> Any:
         raise CheckpointError(
             "The insightface backend needs onnxruntime; run: pip install onnxruntime"
         ) from None
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-    usable = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=[*usable, "CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

