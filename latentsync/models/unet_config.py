@@ -66,19 +66,6 @@ class MotionOptions:
 
 
 @dataclass(frozen=True)
-class LevelOptions:
-    """Options shared by all layers of one level."""
-
-    time_dim: int  # width of the time embedding
-    groups: int  # of the group norms
-    eps: float  # of the residual blocks' group norms
-    heads: int | None  # attention heads; None: no transformers on this level
-    audio_dim: int | None  # width of the audio features; None: transformers without audio layers
-    motion: MotionOptions | None  # None: no motion modules on this level
-    scale: float = 1.0  # divisor of the residual blocks' results
-
-
-@dataclass(frozen=True)
 class UNetConfig:
     """Architecture of the UNet, with the keys of the published configs; the defaults are those of 1.5 and 1.6.
 
@@ -138,22 +125,16 @@ class UNetConfig:
                 )
         return cls(**{**values, "motion_module_kwargs": MotionOptions(**motion)})
 
-    def level(self, index: int, decoder: bool) -> LevelOptions:
-        """Return the options of the layers `index` levels down; `index` = number of levels means the middle."""
-        middle = index == len(self.block_out_channels)
-        if middle:
-            attention, motion = True, self.motion_module_mid_block
-        else:
-            types = self.up_block_types[::-1] if decoder else self.down_block_types
-            attention = types[index].startswith("CrossAttn")
-            motion = 2**index in self.motion_module_resolutions
-            motion = motion and (decoder or not self.motion_module_decoder_only)
-        return LevelOptions(
-            time_dim=4 * self.block_out_channels[0],
-            groups=self.norm_num_groups,
-            eps=self.norm_eps,
-            heads=self.attention_head_dim if attention else None,
-            audio_dim=self.cross_attention_dim if self.add_audio_layer else None,
-            motion=self.motion_module_kwargs if motion and self.use_motion_module else None,
-            scale=self.mid_block_scale_factor if middle else 1,
-        )
+    def has_attention(self, index: int, decoder: bool) -> bool:
+        """Tell whether the level `index` levels down has transformers; the level after the last is the middle."""
+        if index == len(self.block_out_channels):
+            return True
+        types = self.up_block_types[::-1] if decoder else self.down_block_types
+        return types[index].startswith("CrossAttn")
+
+    def has_motion(self, index: int, decoder: bool) -> bool:
+        """Tell whether the level `index` levels down has motion modules; the level after the last is the middle."""
+        if index == len(self.block_out_channels):
+            return self.use_motion_module and self.motion_module_mid_block
+        chosen = decoder or not self.motion_module_decoder_only
+        return self.use_motion_module and chosen and 2**index in self.motion_module_resolutions

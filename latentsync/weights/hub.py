@@ -183,13 +183,14 @@ def is_verified(root: Path, path: Path) -> bool:
     """Tell whether the file is unchanged since its hash was compared."""
     if not path.is_file():
         return False
-    return _read_verified(root).get(_key(root, path), [])[:2] == _state(path)
+    key, state = _entry(root, path)
+    return _read_verified(root).get(key, [])[:2] == state
 
 
 def mark_verified(root: Path, path: Path, digest: str) -> None:
     """Record that the file now at `path` has the expected hash `digest`."""
-    entries = _read_verified(root)
-    entries[_key(root, path)] = [*_state(path), digest]
+    entries, (key, state) = _read_verified(root), _entry(root, path)
+    entries[key] = [*state, digest]
     part = root / f"{VERIFIED}.{os.getpid()}.part"
     part.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     part.replace(root / VERIFIED)
@@ -216,10 +217,6 @@ def _read_verified(root: Path) -> dict[str, list[int | str]]:
     return {key: entry for key, entry in entries.items() if isinstance(entry, list)}
 
 
-def _key(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _state(path: Path) -> list[int | str]:
+def _entry(root: Path, path: Path) -> tuple[str, list[int | str]]:
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return path.relative_to(root).as_posix(), [stat.st_size, stat.st_mtime_ns]

@@ -67,53 +67,51 @@ def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
 def in_int8(module: nn.Module, keep: Sequence[str] = ()) -> Iterator[None]:
     """Store most weights of `module` in int8 inside the context, and restore the originals afterwards.
 
-    keep: patterns of the names of layers that stay as they are; patterns that match no layer are ignored. The
-    originals wait in host memory.
+    keep: patterns (`fnmatch`) of the names of layers that stay as they are. The originals wait in host memory.
     """
-    layers = _quantizable(module)
-    matching = [pattern for pattern in keep if any(fnmatchcase(name, pattern) for name in layers)]
+    device = next(module.parameters()).device
     with torch.inference_mode(False):
         originals = [
             (layer, layer.weight.detach().cpu(), layer.weight.requires_grad)
-            for layer in layers.values()
-            if not parametrize.is_parametrized(layer)
+            for layer in _layers_to_quantize(module, keep)
         ]
-        device = next(module.parameters()).device
-        quantize_weights(module, matching)
+        for layer, _, _ in originals:
+            _quantize(layer)
     try:
         yield
     finally:
         with torch.inference_mode(False):
             for layer, weight, trainable in originals:
-                if parametrize.is_parametrized(layer):
-                    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-                    layer.weight = nn.Parameter(weight.to(device), requires_grad=trainable)
+                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+                layer.weight = nn.Parameter(weight.to(device), requires_grad=trainable)
 
 
 def quantize_weights(module: nn.Module, keep: Sequence[str] = ()) -> tuple[int, float]:
     """Store the weights of linear layers and 2-D convolutions in int8, with one scale per output channel.
 
     Each call of a layer computes its weight from them, in the dtype it had: the module takes about half the memory
-    of half precision, plus one weight. Results change. keep: patterns (`fnmatch`) of the names of layers that stay
-    as they are. Weights in int8 cannot be trained. Returns how many layers were converted, and the mean of their
+    of half precision, plus one weight. Results change. Weights in int8 cannot be trained. keep: patterns (`fnmatch`)
+    of the names of layers that stay as they are. Returns how many layers were converted, and the mean of their
     relative errors |w' - w| / |w| (Frobenius norms). Raises ValueError for a pattern that matches no layer.
     """
-    layers = _quantizable(module)
-    unmatched = [pattern for pattern in keep if not any(fnmatchcase(name, pattern) for name in layers)]
+    names = [name for name, layer in module.named_modules() if isinstance(layer, _LAYERS)]
+    unmatched = [pattern for pattern in keep if not any(fnmatchcase(name, pattern) for name in names)]
     if unmatched:
         raise ValueError(
             f"{type(module).__name__} has no linear layer or convolution named {', '.join(unmatched)}."
         )
-    errors = [
-        _quantize(layer)
-        for name, layer in layers.items()
-        if not any(fnmatchcase(name, pattern) for pattern in keep) and not parametrize.is_parametrized(layer)
-    ]
+    errors = [_quantize(layer) for layer in _layers_to_quantize(module, keep)]
     return len(errors), sum(errors) / len(errors) if errors else 0.0
 
 
-def _quantizable(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, _LAYERS)}
+def _layers_to_quantize(module: nn.Module, keep: Sequence[str]) -> list[nn.Linear | nn.Conv2d]:
+    return [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _LAYERS)
+        and not parametrize.is_parametrized(layer)
+        and not any(fnmatchcase(name, pattern) for pattern in keep)
+    ]
 
 
 class _Int8(nn.Module):
