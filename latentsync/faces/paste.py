@@ -89,7 +89,8 @@ def restore(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray, template:
     eroded twice and blurred with radii taken from its area. Returns uint8 [h, w, 3].
     """
     crop_width, crop_height = template.crop_size
-    x0, y0, x1, y1 = template.crop_box(matrix, *frame.shape[:2], margin=4)
+    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = template.crop_box(matrix, height, width, margin=4)
     result = frame.copy()
     if x0 >= x1 or y0 >= y1:
         return result

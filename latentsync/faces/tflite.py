@@ -116,11 +116,8 @@ class _Reader:
         if tensor in self.unpacked:
             return self.unpacked[tensor]
         entry = self.graph.Tensors(tensor)
-        kind = {
-            self.lib.TensorType.FLOAT32: "<f4",
-            self.lib.TensorType.FLOAT16: "<f2",
-            self.lib.TensorType.INT32: "<i4",
-        }
+        types = self.lib.TensorType
+        kind = {types.FLOAT32: "<f4", types.FLOAT16: "<f2", types.INT32: "<i4"}
         buffer = self.model.Buffers(entry.Buffer())
         if entry.Type() not in kind or buffer.DataLength() == 0:
             raise self.unsupported(f"the tensor {entry.Name().decode()} (type {entry.Type()})")

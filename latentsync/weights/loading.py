@@ -84,13 +84,14 @@ def load_models(
 
     Networks that do not fit on a GPU are loaded into CPU memory; a run moves them to the GPU as they fit.
     """
+    device = torch.device(device)
     try:
-        return _load(model, dtype, torch.device(device), detector, int8)
+        return _load(model, dtype, device, detector, int8)
     except Exception as error:
-        if torch.device(device).type == "cpu" or not is_oom(error):
+        if device.type == "cpu" or not is_oom(error):
             raise
         logger.warning("The networks do not fit on %s now (%s).", device, Failure.of(error).text)
-    empty_cache(torch.device(device))  # outside `except`: the error holds what had been loaded
+    empty_cache(device)  # outside `except`: the error holds what had been loaded
     return _load(model, dtype, torch.device("cpu"), detector, int8)
 
 

@@ -71,9 +71,7 @@ class BlockPrefetcher:
 
     def before_block(self, block: nn.Module, inputs: Any) -> None:
         """Put the weights of `block` on the device and start copying those of the next block."""
-        if self._current is not None:  # the block before failed
-            self._current.detach()
-        self._current = None
+        self.after_block()  # if the block before failed
         if self._last is not None:
             self._next[self._last] = block
         self._last = block
@@ -83,7 +81,7 @@ class BlockPrefetcher:
         if following is not block:
             self._prefetched = following, DeviceCopy(following.modules(), self._copier)
 
-    def after_block(self, block: nn.Module, inputs: Any, output: Any) -> None:
+    def after_block(self, *_: Any) -> None:
         """Free the copies of the block that has computed."""
         if self._current is not None:
             self._current.detach()
@@ -91,10 +89,10 @@ class BlockPrefetcher:
 
     def close(self) -> None:
         """Restore all weights and free all copies."""
-        for copy in (self._current, self._prefetched and self._prefetched[1]):
-            if copy is not None:
-                copy.detach()
-        self._current = self._prefetched = None
+        self.after_block()
+        if self._prefetched is not None:
+            self._prefetched[1].detach()
+            self._prefetched = None
 
     def _take(self, block: nn.Module) -> DeviceCopy:
         if self._prefetched is not None:
