@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from latentsync_memsafe.latentsync.faces import load_detector
-from latentsync_memsafe.latentsync.faces.smooth import PathSmoother
+from latentsync_memsafe.latentsync.faces.track import PathSmoother
 from latentsync_memsafe.latentsync.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -50,7 +50,7 @@ from latentsync_memsafe.memsafe import (
 )
 from latentsync_memsafe.memsafe.device.memory import allocated_memory
 from latentsync_memsafe.memsafe.weights.offload import PendingCopy, WeightCopier
-from latentsync_memsafe.memsafe.weights.sizes import weight_bytes
+from latentsync_memsafe.memsafe.weights.precision import weight_bytes
 
 # isort: split
 from support.fake_gpu import DEVICE, GIB, card, fake_gpu, loaded, networks

@@ -32,8 +32,7 @@ from .config import SyncOptions
 from .errors import NumericalError, Remedy
 from .faces.align import Template
 from .faces.locate import LocatedFrame
-from .faces.mask import keep_mask, paste_alpha
-from .faces.paste import paste, restore
+from .faces.paste import keep_mask, paste, paste_alpha, restore
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
 from .windows import nearest_present, pingpong_indices

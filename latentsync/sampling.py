@@ -59,12 +59,12 @@ def denoise(
     passes: int = 1,
     before_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Denoise windows from `noise` under DDIM with eta 0.
+    """Denoise windows from `noise` under DDIM with eta 0; returns float32 latents [b, 4, f, s, s].
 
     noise: [1, 4, 1, s, s]. conditioning: [b, 9, f, s, s], mask, masked-image and reference latents. audio:
     [b, f, n, d]. guidance above 1 adds an unconditional prediction (zero audio), in the same batch or, with
-    `passes` 2, in a second call: half the memory, the same result. `before_step` may raise to stop.
-    Returns float32 latents [b, 4, f, s, s]; raises NumericalError if they are not finite.
+    `passes` 2, in a second call: half the memory, the same result. `before_step` may raise to stop. Raises
+    NumericalError if the latents are not finite.
     """
     dtype, device = weight_dtype(unet), conditioning.device
     batch, _, frames, *size = conditioning.shape

@@ -32,8 +32,7 @@ from .plan.memory_plan import MemoryMode, MemoryPlan
 from .plan.task import Task
 from .weights.offload import WeightCopier
 from .weights.placement import ModulePlacement
-from .weights.precision import in_float32
-from .weights.quantize import in_int8
+from .weights.precision import in_float32, in_int8
 from .workload import Workload
 
 logger = logging.getLogger(__name__)

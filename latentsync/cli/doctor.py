@@ -180,7 +180,7 @@ def _missing(root: Path, files: Sequence[WeightFile]) -> list[Path]:
 
 def _faces(root: Path) -> Iterator[Check]:
     from ..weights.checkpoints import FACE_FILES
-    from ..weights.wheels import is_right
+    from ..weights.download import is_right
     from .wording import COMMAND
 
     for file in FACE_FILES:

@@ -122,7 +122,7 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
 
 def check_model(model: str) -> None:
     """Raise CheckpointError unless all files of the model are there. Imports no torch."""
-    from ..weights.model_files import find_model_files
+    from ..weights.checkpoints import find_model_files
 
     find_model_files(model)
 

@@ -62,7 +62,6 @@ def _config(model: str) -> ModelConfig:
     """Return the model's config; that of a published model also before its weights are downloaded."""
     if model in ("1.6", "1.5", "demo"):
         return ModelConfig.published(model)
-    from ..weights.checkpoints import find_model_folder
-    from ..weights.model_files import folder_config
+    from ..weights.checkpoints import find_model_folder, folder_config
 
     return folder_config(find_model_folder(model))

@@ -27,10 +27,9 @@ from ...memsafe.batching.batch_sizer import MARGIN
 from ..errors import CheckpointError
 from ..faces import load_detector
 from ..pipeline import LATENT_CACHE_BYTES
-from ..weights.checkpoints import MODEL_FILES, UNET_FILES, find_faces, find_model
+from ..weights.checkpoints import MODEL_FILES, UNET_FILES, find_faces, find_model, find_vae
 from ..weights.download import download
 from ..weights.loading import ModelBundle, load_models
-from ..weights.model_files import find_vae
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ by Procrustes analysis, a bilinear warp to a 3:4 crop, then Lanczos to the squar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import cv2
 import numpy as np
 import torch
@@ -16,29 +14,24 @@ import torch.nn.functional as F
 FILL = 127.0  # grey outside the frame, in uint8 units
 
 
-@dataclass(frozen=True)
 class Template:
     """Positions of brows and nose in the crop, for a model of `resolution` pixels."""
 
-    resolution: int
-    points: np.ndarray = field(init=False)  # float64 [3, 2]: left brow, right brow, nose, in crop pixels
-    crop_size: tuple[int, int] = field(init=False)  # (width, height) before the square
-
-    def __post_init__(self) -> None:
-        scale = self.resolution / 256 * 2.8
-        points = np.array([(17.0, 20.0), (58.0, 20.0), (37.5, 40.0)]) * scale
-        object.__setattr__(self, "points", points)
-        object.__setattr__(self, "crop_size", (int(75 * scale), int(100 * scale)))
+    def __init__(self, resolution: int) -> None:
+        scale = resolution / 256 * 2.8
+        self.resolution = resolution
+        # float64 [3, 2]: left brow, right brow, nose, in crop pixels
+        self.points = np.array([(17.0, 20.0), (58.0, 20.0), (37.5, 40.0)]) * scale
+        self.crop_size = int(75 * scale), int(100 * scale)  # (width, height) before the square
 
     def matrix(
         self, points: np.ndarray, previous_bias: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the similarity from frame pixels to crop pixels.
+        """Return (the similarity from frame to crop pixels, float64 [2, 3]; the correction of its translation).
 
-        `points`: [3, 2] brows and nose in frame pixels. The translation is corrected by the distance between
-        the nose and the template's in normalised units; the published code adds one fifth of the last frame's
-        correction, which `previous_bias` reproduces. Returns (float64 [2, 3], the correction used).
-        Raises ValueError if the points coincide.
+        `points`: [3, 2] brows and nose in frame pixels. The correction is the distance between the nose and the
+        template's in normalised units; the published code adds one fifth of the last frame's correction, which
+        `previous_bias` reproduces. Raises ValueError if the points coincide.
         """
         source, target = np.asarray(points, np.float64), self.points
         source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
@@ -56,12 +49,12 @@ class Template:
             bias = 0.8 * bias + 0.2 * previous_bias
         return np.column_stack([linear, target_mean - linear @ source_mean + bias]), bias
 
-    def square_matrix(self, matrix: np.ndarray) -> np.ndarray:
+    def square_matrix(self, matrix: np.ndarray, size: int | None = None) -> np.ndarray:
         """Return the map from frame to square pixels, float64 [2, 3], for `matrix` from frame to crop pixels.
 
-        Pixel centres are whole numbers in the crop and in the square.
+        `size`: of the square, by default the resolution. Pixel centres are whole numbers in both.
         """
-        scale = np.diag(self.resolution / np.array(self.crop_size, np.float64))
+        scale = np.diag((self.resolution if size is None else size) / np.array(self.crop_size, np.float64))
         return np.column_stack([scale @ matrix[:, :2], scale @ (matrix[:, 2] + 0.5) - 0.5])
 
     def crop_box(
@@ -72,10 +65,10 @@ class Template:
         corners = np.array([(0, 0), (crop_width, 0), (0, crop_height), (crop_width, crop_height)], np.float64)
         inverse = invert(matrix)
         frame = corners @ inverse[:, :2].T + inverse[:, 2]
-        x0, y0 = np.floor(frame.min(axis=0)).astype(int) - margin
-        x1, y1 = np.ceil(frame.max(axis=0)).astype(int) + 1 + margin
-        clip = lambda value, limit: int(min(max(value, 0), limit))  # noqa: E731
-        return clip(x0, width), clip(y0, height), clip(x1, width), clip(y1, height)
+        low = np.floor(frame.min(axis=0)).astype(int) - margin
+        high = np.ceil(frame.max(axis=0)).astype(int) + 1 + margin
+        x0, y0, x1, y1 = np.clip([*low, *high], 0, [width, height, width, height]).tolist()
+        return x0, y0, x1, y1
 
     def align(
         self, frame: np.ndarray, matrix: np.ndarray, device: torch.device | str = "cpu"
@@ -122,11 +115,6 @@ def warp(
     (a, b, c), (d, e, f) = to_source.tolist()
     sample_x = a * xs[None, :] + (b * ys[:, None] + c)
     sample_y = d * xs[None, :] + (e * ys[:, None] + f)
-    # grid_sample's coordinates without aligned corners: pixel centre i is at (2 i + 1) / n - 1; unlike the aligned
-    # form this also holds for an image one pixel wide.
-    grid = torch.stack(
-        [(2 * sample_x + 1) / source_width - 1, (2 * sample_y + 1) / source_height - 1], dim=-1
-    )
-    centred = (image - fill)[None]
-    sampled = F.grid_sample(centred, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled[0] + fill
+    # Without aligned corners pixel centre i is at (2 i + 1) / n - 1, also in an image one pixel wide.
+    grid = torch.stack([(2 * sample_x + 1) / source_width - 1, (2 * sample_y + 1) / source_height - 1], -1)
+    return F.grid_sample((image - fill)[None], grid[None], align_corners=False)[0] + fill

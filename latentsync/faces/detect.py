@@ -1,4 +1,4 @@
-"""A face, and the interface of face detectors."""
+"""A face, the interface of face detectors, and the overlap of boxes."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def check_frames(frames: np.ndarray) -> None:
         raise InputError(
             f"Frames are {frames.dtype} {list(frames.shape)}; expected uint8 [n, height, width, 3] RGB."
         )
+
+
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of one box [4] with each of [m, 4] (x0, y0, x1, y1)."""
+    size = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None)
+    shared = size.prod(-1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - shared
+    return shared / np.maximum(union, 1e-9)

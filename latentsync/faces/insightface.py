@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from .detect import Face, check_frames
-from .proposals import iou
+from .detect import Face, check_frames, iou
 
 FILES = ("det_10g.onnx", "2d106det.onnx")
 INPUT_SIZE = 512  # height and width of the detector's input, as in upstream LatentSync
 STRIDES = (8, 16, 32)
 ANCHORS = 2  # per grid cell
+MIN_SCORE = 0.5
 OVERLAP = 0.4  # intersection over union above which the box with the lower score is dropped
 LANDMARK_SIZE = 192
 LEFT_BROW = (43, 48, 49, 51, 50)  # of the 106
@@ -29,23 +29,19 @@ NOSE = (74, 77, 83, 86)
 
 
 class InsightFaceDetector:
-    """Upstream's face detector run by onnxruntime; `folder` holds det_10g.onnx and 2d106det.onnx.
+    """Upstream's face detector run by onnxruntime, on a CUDA device by its CUDA provider if that is installed.
 
-    Raises CheckpointError when a file or onnxruntime is missing. On a CUDA device onnxruntime's CUDA
-    provider is used if it is installed.
+    Raises CheckpointError when a file in `folder` or onnxruntime is missing.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", min_score: float = 0.5) -> None:
-        missing = [name for name in FILES if not (Path(folder) / name).is_file()]
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
                 f"{' and '.join(missing)} not found in {folder}; take them from InsightFace's buffalo_l (for "
                 f"non-commercial research only), or use the face backend auto."
             )
-        self._detector, self._landmarks = (
-            _session(Path(folder) / name, torch.device(device)) for name in FILES
-        )
-        self.min_score = min_score
+        self._detector, self._landmarks = (_session(folder / name, torch.device(device)) for name in FILES)
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
         """Return the plausible faces of each frame of uint8 [n, h, w, 3] RGB, highest score first."""
@@ -55,13 +51,11 @@ class InsightFaceDetector:
 
     def _detect(self, frame: np.ndarray) -> list[Face]:
         square, scale = letterbox(frame)
-        blob = (square.astype(np.float32) - 127.5) / 128
-        outputs = _run(self._detector, blob)
-        boxes, scores = decode(outputs, self.min_score)
-        boxes = boxes / scale
+        outputs = _run(self._detector, (square.astype(np.float32) - 127.5) / 128)
+        boxes, scores = decode(outputs, MIN_SCORE)
         return [
             Face((float(b[0]), float(b[1]), float(b[2]), float(b[3])), float(s), self._points(frame, b))
-            for b, s in zip(boxes, scores, strict=True)
+            for b, s in zip(boxes / scale, scores, strict=True)
             if is_plausible(b)
         ]
 
@@ -75,10 +69,8 @@ class InsightFaceDetector:
 def letterbox(frame: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the frame in the top left corner of a black 512 x 512, and the factor of its resize."""
     height, width = frame.shape[:2]
-    if height > width:
-        h, w = INPUT_SIZE, max(int(INPUT_SIZE * width / height), 1)
-    else:
-        h, w = max(int(INPUT_SIZE * height / width), 1), INPUT_SIZE
+    longest = max(height, width)
+    h, w = (max(int(INPUT_SIZE * size / longest), 1) for size in (height, width))
     square = np.zeros((INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
     square[:h, :w] = cv2.resize(frame, (w, h))
     return square, h / height
@@ -141,10 +133,11 @@ def _session(path: Path, device: torch.device) -> Any:
         raise CheckpointError(
             "The insightface backend needs onnxruntime; run: pip install onnxruntime"
         ) from None
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
-    usable = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=[*usable, "CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

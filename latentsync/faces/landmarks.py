@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .proposals import INPUT_SIZE, Proposal
+INPUT_SIZE = 192  # height and width of the input of both face networks, pixels
 
 # Indices among the 468 points: means of the first three are the brows and the nose.
 LEFT_BROW = (71, 63, 105, 66, 107)
@@ -25,8 +25,7 @@ class Landmarks:
     """The 468 points of one face; pixel (0, 0) is the centre of the frame's first pixel."""
 
     points: np.ndarray  # float32 [468, 3]: x, y in pixels, z in the same scale (smaller is nearer)
-    flag: float  # the landmark network's confidence that it saw a face, 0 .. 1
-    score: float  # the detector's, 0 .. 1
+    score: float  # the detector's confidence, 0 .. 1
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -42,9 +41,7 @@ class Landmarks:
     @property
     def mouth_opening(self) -> float:
         """Distance of the inner lips / distance of the outer eye corners, in the image plane."""
-        lips, eyes = (
-            np.linalg.norm(np.subtract(*self.points[list(pair), :2])) for pair in (LIPS, EYE_CORNERS)
-        )
+        lips, eyes = (np.linalg.norm(np.subtract(*self.points[list(p), :2])) for p in (LIPS, EYE_CORNERS))
         return float(lips / max(float(eyes), 1e-6))
 
 
@@ -55,10 +52,10 @@ class Crop:
     matrix: np.ndarray  # float64 [2, 3]
 
     @classmethod
-    def around(cls, proposal: Proposal) -> Crop:
-        """Return the crop of 1.5 x the candidate's box, with the eyes level."""
-        corner, opposite = proposal.box[:2], proposal.box[2:]
-        return cls._square((corner + opposite) / 2, (opposite - corner).max(), proposal.eyes)
+    def around(cls, box: np.ndarray, eyes: np.ndarray) -> Crop:
+        """Return the crop of 1.5 x a box [4] (x0, y0, x1, y1) with the eyes [2, 2] level."""
+        corner, opposite = box[:2], box[2:]
+        return cls._square((corner + opposite) / 2, (opposite - corner).max(), eyes)
 
     @classmethod
     def around_points(cls, face: Landmarks) -> Crop:
@@ -87,17 +84,14 @@ class Crop:
         """
         dense = min(max(int(self.scale), 1), 4)
         linear = self.matrix[:, :2] / dense
-        shift = (
-            self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5
-        )  # from pixel corners to centres, in frame and crop
-        size = INPUT_SIZE * dense
+        # From pixel corners to centres, in frame and crop.
+        matrix = np.column_stack([linear, self.matrix[:, 2] + linear @ (0.5, 0.5) - 0.5])
+        size = (INPUT_SIZE * dense, INPUT_SIZE * dense)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        crop = cv2.warpAffine(
-            np.ascontiguousarray(frame), np.column_stack([linear, shift]), (size, size), flags=flags
-        )
-        return (
-            crop if dense == 1 else cv2.resize(crop, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA)
-        )
+        crop = cv2.warpAffine(np.ascontiguousarray(frame), matrix, size, flags=flags)
+        if dense > 1:
+            crop = cv2.resize(crop, (INPUT_SIZE, INPUT_SIZE), interpolation=cv2.INTER_AREA)
+        return crop
 
     def to_frame(self, points: np.ndarray) -> np.ndarray:
         """Map the network's points [..., 3] to frame pixels (centres at whole numbers), float32 [..., 3]."""

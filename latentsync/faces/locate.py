@@ -14,10 +14,8 @@ from ...memsafe import Runtime, Task
 from ..config import MissingFace, SyncOptions
 from ..errors import FaceError, Remedy
 from .align import Template
-from .cuts import CutDetector
 from .detect import Face, FaceDetector
-from .smooth import PathSmoother, Placement
-from .track import FaceTracker
+from .track import CutDetector, FaceTracker, PathSmoother, Placement
 
 
 @dataclass(frozen=True)
@@ -46,26 +44,18 @@ def guarded_detection(detector: FaceDetector, runtime: Runtime) -> Detect:
 class FaceLocator:
     """Finds the chosen face in a stream of frames; every source frame is searched once.
 
-    Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same.
-
-    detect: returns the faces of each of up to `batch` frames (see `guarded_detection`).
+    Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same. detect: returns
+    the faces of each of up to `batch` frames (see `guarded_detection`).
     """
 
     def __init__(self, detect: Detect, template: Template, options: SyncOptions, batch: int) -> None:
-        self._detect, self._batch = detect, batch
-        self._template = template
-        self._options = options
+        self._detect, self._template, self._options, self._batch = detect, template, options, batch
         self._tracker = FaceTracker(options.face_index, options.face_at)
         self._cuts = CutDetector()
         self._smoother = PathSmoother(0, 0, 0) if options.parity else PathSmoother()
         self._bias: np.ndarray | None = None
         self._known = array("d")  # seven numbers per source frame: matrix and strength
-        self._found = 0
-
-    @property
-    def found(self) -> int:
-        """Number of source frames so far in which the face was found."""
-        return self._found
+        self.found = 0  # source frames so far in which the face was found
 
     def locate(self, frames: Iterable[tuple[int, np.ndarray]]) -> Iterator[LocatedFrame]:
         """Yield located frames for (source index, frame) pairs, in order, a few frames behind the input.
@@ -122,7 +112,7 @@ class FaceLocator:
         matrix, bias = self._template.matrix(placement.points, self._bias)
         if self._options.parity:
             self._bias = bias
-        self._found += 1
+        self.found += 1
         self._known.extend([*matrix.ravel().tolist(), placement.strength])
         return LocatedFrame(frame, matrix, placement.strength, number)
 

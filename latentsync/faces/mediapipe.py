@@ -1,20 +1,34 @@
-"""MediaPipe's full-range face detector and 468-point landmarks in torch, batched over frames and faces."""
+"""MediaPipe's full-range face detector and 468-point landmarks, in torch or in OpenCV.
+
+The detector gets the whole frame in a 192 x 192 square and returns one candidate for each cell of a 48 x 48 grid.
+Source of the formulas: MediaPipe's face_detection_full_range graph (anchors of fixed size 1, weighted non-maximum
+suppression).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
-from .detect import Face, check_frames
-from .landmarks import Crop, Landmarks
-from .proposals import Letterbox, Proposal, decode, iou
+from ..errors import CheckpointError
+from .detect import Face, check_frames, iou
+from .landmarks import INPUT_SIZE, Crop, Landmarks
 from .tflite import TfliteGraph
 
+GRID = 48  # cells per row and column
+OVERLAP = 0.3  # candidates overlapping the best one by more (intersection over union) are the same face
+MIN_SCORE = 0.5  # of the detector
 MIN_FLAG = 0.5  # of the landmark network: below, the crop holds no face (MediaPipe's default)
 SAME_FACE = 0.5  # two sets of points overlapping by more (intersection over union) are one face found twice
+
+# (scale, shift) from 0..255 to the input of each network
+DETECTOR_RANGE = (1 / 127.5, -1.0)
+LANDMARK_RANGE = (1 / 255, 0.0)
 
 # uint8 [n, 192, 192, 3] RGB -> the network's two outputs
 Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -24,17 +38,16 @@ class FaceMeshDetector:
     """Detects faces and their 468 points with two networks that have the outputs of MediaPipe's.
 
     `detection`: full-range detector, returns ([n, 2304, 16], [n, 2304, 1]); `landmark`: 468 points, returns
-    ([n, ..., 1404], [n, ..., 1]). `min_score` (0 .. 1) is for the detector; the landmark network's own face flag
-    must also be at least 0.5, because the detector alone finds torsos too.
+    ([n, ..., 1404], [n, ..., 1]). The detector alone finds torsos too, so the landmark network's own face flag
+    decides as well.
 
     The batch is the caller's: a network gets as many images at once as there are frames, also where the frames
     show many faces. Memory grows with it (measured with both networks: 7 MB an image on a CPU).
     """
 
-    def __init__(self, detection: Network, landmark: Network, min_score: float = 0.5) -> None:
+    def __init__(self, detection: Network, landmark: Network) -> None:
         self.detection = detection
         self.landmark = landmark
-        self.min_score = min_score
 
     def detect(self, frames: np.ndarray) -> list[list[Face]]:
         """Return the faces of each frame, highest score first; the box is that of the 468 points."""
@@ -45,11 +58,13 @@ class FaceMeshDetector:
         check_frames(frames)
         if not len(frames):
             return []
-        found = self._proposals(frames)
+        letterbox = Letterbox.of(*frames.shape[1:3])
+        outputs = zip(*self.detection(letterbox.shrink(frames)), strict=True)
+        found = [decode(regression, logits, letterbox, MIN_SCORE) for regression, logits in outputs]
         # The first crop, from the coarse candidate, jitters by a few pixels, and so do its points; the second,
         # from those points, does not depend on the candidate.
         first = self._locate_points(
-            frames, [(i, Crop.around(p), p.score) for i, some in enumerate(found) for p in some]
+            frames, [(i, Crop.around(p.box, p.eyes), p.score) for i, some in enumerate(found) for p in some]
         )
         crops = [(i, Crop.around_points(face), face.score) for i, face in _remove_duplicates(first)]
         faces: list[list[Landmarks]] = [[] for _ in frames]
@@ -65,35 +80,38 @@ class FaceMeshDetector:
         for start in range(0, len(crops), len(frames)):
             batch = crops[start : start + len(frames)]
             points, logits = self.landmark(np.stack([crop.cut(frames[i]) for i, crop, _ in batch]))
-            flags = 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -100, 100)))
-            for (i, crop, score), face, flag in zip(
-                batch, points.reshape(len(batch), -1, 3), flags, strict=True
-            ):
+            meshes = points.reshape(len(batch), -1, 3)
+            for (i, crop, score), mesh, flag in zip(batch, meshes, _sigmoid(logits), strict=True):
                 if flag >= MIN_FLAG:
-                    found.append((i, Landmarks(crop.to_frame(face), float(flag), score)))
+                    found.append((i, Landmarks(crop.to_frame(mesh), score)))
         return found
 
-    def _proposals(self, frames: np.ndarray) -> list[list[Proposal]]:
-        letterbox = Letterbox.of(*frames.shape[1:3])
-        regression, logits = self.detection(letterbox.shrink(frames))
-        return [decode(r, s, letterbox, self.min_score) for r, s in zip(regression, logits, strict=True)]
+
+class MediaPipeDetector(FaceMeshDetector):
+    """The default backend: both networks in torch. Raises CheckpointError if the files are not the face models."""
+
+    def __init__(self, detector: Path, landmark: Path, device: torch.device | str = "cpu") -> None:
+        super().__init__(
+            TorchNetwork(detector, DETECTOR_RANGE, device), TorchNetwork(landmark, LANDMARK_RANGE, device)
+        )
+
+
+class OpenCVDetector(FaceMeshDetector):
+    """Both networks run by OpenCV, one image at a time on the CPU; the same results within rounding."""
+
+    def __init__(self, detector: Path, landmark: Path) -> None:
+        super().__init__(OpenCVNetwork(detector, DETECTOR_RANGE), OpenCVNetwork(landmark, LANDMARK_RANGE))
 
 
 class TorchNetwork:
-    """A .tflite graph run in torch: image -> image * scale + shift -> its outputs as float32 arrays."""
+    """A .tflite graph run in torch; "mps" means the CPU.
 
-    def __init__(self, path: Path, scale: float, shift: float, device: torch.device | str) -> None:
-        self.graph = TfliteGraph(path)
-        self.scale = scale
-        self.shift = shift
-        self.to(device)
+    Metal's depthwise convolutions are wrong in float32 on batches of more than one (pytorch issue 188335).
+    """
 
-    def to(self, device: torch.device | str) -> None:
-        """Move the weights; "mps" keeps them on the CPU.
-
-        Metal's depthwise convolutions are wrong in float32 on batches of more than one (pytorch issue 188335).
-        """
-        self.graph.to("cpu" if torch.device(device).type == "mps" else device)
+    def __init__(self, path: Path, value_range: tuple[float, float], device: torch.device | str) -> None:
+        self.graph = TfliteGraph(path).to("cpu" if torch.device(device).type == "mps" else device)
+        self.scale, self.shift = value_range
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,27 +121,115 @@ class TorchNetwork:
         return first.cpu().numpy(), second.cpu().numpy()
 
 
-class MediaPipeDetector(FaceMeshDetector):
-    """The default backend; reads both files, raises CheckpointError if they are not the face models."""
+class OpenCVNetwork:
+    """A .tflite graph run by cv2.dnn."""
 
-    def __init__(
-        self,
-        detector_path: Path,
-        landmark_path: Path,
-        device: torch.device | str = "cpu",
-        min_score: float = 0.5,
-    ) -> None:
-        self._networks = (
-            TorchNetwork(Path(detector_path), 1 / 127.5, -1.0, device),
-            TorchNetwork(Path(landmark_path), 1 / 255, 0.0, device),
-        )
-        super().__init__(*self._networks, min_score)
+    def __init__(self, path: Path, value_range: tuple[float, float]) -> None:
+        # OpenCV 5 reads .tflite files only into its classic engine; OpenCV 4 has no such argument.
+        engine = {"engine": cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, "ENGINE_CLASSIC") else {}
+        try:
+            self.net = cv2.dnn.readNetFromTFLite(str(path), **engine)
+        except (cv2.error, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"OpenCV {cv2.__version__} cannot read {path} ({reason}); use backend='auto'."
+            ) from None
+        self.names = self.net.getUnconnectedOutLayersNames()
+        self.scale, self.shift = value_range
 
-    def to(self, device: torch.device | str) -> MediaPipeDetector:
-        """Move both networks; returns self."""
-        for network in self._networks:
-            network.to(device)
-        return self
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = [self._run(image) for image in images]
+        return np.concatenate([a for a, _ in outputs]), np.concatenate([b for _, b in outputs])
+
+    def _run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = image.astype(np.float32) * self.scale + self.shift
+        self.net.setInput(np.ascontiguousarray(values.transpose(2, 0, 1)[None]))
+        # OpenCV orders the outputs itself; the larger one is the geometry, the smaller one the score.
+        few, many = sorted(self.net.forward(self.names), key=lambda a: a.size)
+        return many.reshape(1, -1, 16) if many.shape[-1] == 16 else many.reshape(1, -1), few.reshape(1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A candidate in frame coordinates; (0, 0) is the outer corner of the first pixel."""
+
+    box: np.ndarray  # float64 [4]: x0, y0, x1, y1
+    score: float  # 0 .. 1
+    eyes: np.ndarray  # float64 [2, 2]: the image's left eye, the right eye; x, y
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Position of a frame in the square: square = frame * scale + offset, per axis."""
+
+    scale: tuple[float, float]
+    offset: tuple[int, int]
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Letterbox:
+        """Return the largest centred position of a frame of this size."""
+        fit = INPUT_SIZE / max(height, width)
+        w, h = max(round(width * fit), 1), max(round(height * fit), 1)
+        return cls((w / width, h / height), ((INPUT_SIZE - w) // 2, (INPUT_SIZE - h) // 2))
+
+    def shrink(self, frames: np.ndarray) -> np.ndarray:
+        """Resize uint8 [n, h, w, 3] to uint8 [n, 192, 192, 3], centred on black."""
+        n, height, width, _ = frames.shape
+        w, h = round(width * self.scale[0]), round(height * self.scale[1])
+        (x, y), square = self.offset, np.zeros((n, INPUT_SIZE, INPUT_SIZE, 3), np.uint8)
+        # Averaged over areas: with single samples the candidates would flicker with the noise.
+        method = cv2.INTER_AREA if w < width else cv2.INTER_LINEAR
+        for frame, target in zip(frames, square, strict=True):
+            target[y : y + h, x : x + w] = cv2.resize(
+                np.ascontiguousarray(frame), (w, h), interpolation=method
+            )
+        return square
+
+    def to_frame(self, points: np.ndarray) -> np.ndarray:
+        """Map points [..., 2] from the square to the frame."""
+        return (points - self.offset) / self.scale
+
+
+def decode(
+    regression: np.ndarray, logits: np.ndarray, letterbox: Letterbox, min_score: float
+) -> list[Proposal]:
+    """Return the distinct candidates of one frame with at least `min_score`, highest score first.
+
+    `regression` [2304, 16]: offsets from the cell's centre, in input pixels, of the box centre, the
+    two eyes and four more points, with the box's width and height as lengths after the centre; `logits` [2304, 1].
+    """
+    scores = _sigmoid(logits)
+    cells = np.flatnonzero(scores >= min_score)
+    values = regression[cells].astype(np.float64).reshape(len(cells), 8, 2)
+    centres = (np.stack([cells % GRID, cells // GRID], -1) + 0.5) * (INPUT_SIZE / GRID)
+    middle, half = values[:, 0] + centres, np.abs(values[:, 1]) / 2
+    corners = np.stack([middle - half, middle + half, values[:, 2] + centres, values[:, 3] + centres], 1)
+    return [
+        Proposal(merged[:2].reshape(4), score, merged[2:])
+        for merged, score in merge(letterbox.to_frame(corners), scores[cells])
+    ]
+
+
+def merge(corners: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Weighted non-maximum suppression: a face is the mean, by score, of all candidates that overlap its best one.
+
+    `corners` [m, k, 2] with k >= 2: the box's two corners and any further points; `scores` [m]. The mean of
+    neighbouring cells varies less from frame to frame than the best one.
+    """
+    order = list(np.argsort(-scores, kind="stable"))
+    faces = []
+    while order:
+        overlap = iou(corners[order[0], :2].reshape(4), corners[order, :2].reshape(-1, 4))
+        overlap[0] = 1.0  # a box without area still belongs to itself
+        group = [i for i, o in zip(order, overlap, strict=True) if o > OVERLAP]
+        weights = scores[group] / scores[group].sum()
+        faces.append((np.tensordot(weights, corners[group], 1), float(scores[order[0]])))
+        order = [i for i in order if i not in group]
+    return faces
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits.reshape(-1).astype(np.float64), -100, 100)))
 
 
 def _remove_duplicates(faces: list[tuple[int, Landmarks]]) -> list[tuple[int, Landmarks]]:

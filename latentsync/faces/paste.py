@@ -1,7 +1,8 @@
-"""Paste a generated face into its frame; only the region under it changes."""
+"""Paste a generated face into its frame through the model's fixed mask; only the region under it changes."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import cv2
@@ -9,11 +10,41 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..config import CONFIG_DIR
 from .align import FILL, Template, invert, shifted, warp
 
 # Pixels of the generated face per frame pixel, per axis, above which it is shrunk before pasting. At 3 an
 # unchanged face returns with the error of the published paste-back; a lower value blurs.
 OVERSAMPLING = 3
+
+
+def keep_mask(resolution: int) -> torch.Tensor:
+    """Return the published mask, float32 [1, resolution, resolution]: 1 keeps a pixel, 0 generates it.
+
+    The 256 px original is binary; scaling with Lanczos, as the model was trained, leaves soft edges.
+    """
+    spans = json.loads((CONFIG_DIR / "mask.json").read_text(encoding="utf-8"))
+    mask = np.full((spans["size"], spans["size"]), 255, np.uint8)
+    for row, columns in spans["spans"].items():
+        for start, end in columns:
+            mask[int(row), start:end] = 0
+    if resolution != spans["size"]:
+        mask = cv2.resize(mask, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
+    return torch.from_numpy(mask.astype(np.float32) / 255.0)[None]
+
+
+def paste_alpha(resolution: int, feather: float = 0.05) -> torch.Tensor:
+    """Return the opacity with which the generated face is pasted: float32 [1, resolution, resolution] in 0..1.
+
+    It is 0 wherever the model keeps its input, so only the generated region is resampled into the frame, and
+    rises to 1 over `feather` times the resolution inside that region.
+    """
+    width = max(1, round(feather * resolution))
+    generated = (keep_mask(resolution)[0].numpy() < 0.5).astype(np.uint8)
+    # A border of zeros, so that the distance to the edge of the crop counts too.
+    distance = cv2.distanceTransform(np.pad(generated, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    ramp = np.clip((distance - 1) / width, 0, 1)
+    return torch.from_numpy((ramp * ramp * (3 - 2 * ramp)).astype(np.float32))[None]
 
 
 def paste(
@@ -34,19 +65,14 @@ def paste(
     x0, y0, x1, y1 = template.crop_box(matrix, *frame.shape[:2])
     if x0 >= x1 or y0 >= y1 or strength <= 0:
         return result
-    crop_width, crop_height = template.crop_size
     layers = torch.cat([(face.float().clamp(-1, 1) + 1) * 127.5, alpha.float()])
     # From region pixels directly to the face's square: one resampling instead of the published two. A face
     # that is small in its frame is first shrunk with a low-pass filter, against aliasing.
-    frame_width = math.sqrt(abs(np.linalg.det(invert(matrix)[:, :2]))) * crop_width
+    frame_width = math.sqrt(abs(np.linalg.det(invert(matrix)[:, :2]))) * template.crop_size[0]
     size = max(8, min(template.resolution, round(OVERSAMPLING * frame_width)))
     if size < template.resolution:
         layers = F.interpolate(layers[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    to_crop = shifted(matrix, x0, y0)
-    # Pixel centres map to pixel centres, as when the crop was resized to the square.
-    scale = np.diag([size / crop_width, size / crop_height])
-    to_square = np.column_stack([scale @ to_crop[:, :2], scale @ (to_crop[:, 2] + 0.5) - 0.5])
-    warped = warp(layers, to_square, y1 - y0, x1 - x0)
+    warped = warp(layers, template.square_matrix(shifted(matrix, x0, y0), size), y1 - y0, x1 - x0)
     region = torch.from_numpy(np.ascontiguousarray(frame[y0:y1, x0:x1])).to(face.device)
     background = region.permute(2, 0, 1).float()
     opacity = warped[3:] * strength
@@ -69,13 +95,7 @@ def restore(frame: np.ndarray, face: torch.Tensor, matrix: np.ndarray, template:
     if x0 >= x1 or y0 >= y1:
         return result
     to_crop = shifted(matrix, x0, y0)
-    crop = F.interpolate(
-        face[None].float(),
-        size=(crop_height, crop_width),
-        mode="bicubic",
-        antialias=True,
-        align_corners=False,
-    )[0]
+    crop = F.interpolate(face[None].float(), (crop_height, crop_width), mode="bicubic", antialias=True)[0]
     size = (y1 - y0, x1 - x0)
     pixels = ((warp(crop, to_crop, *size, fill=FILL) / 2 + 0.5).clamp(0, 1) * 255).cpu().numpy()
     inside = warp(crop.new_ones(1, crop_height, crop_width), to_crop, *size)[0].cpu().numpy()

@@ -20,23 +20,19 @@ from ..errors import CheckpointError, Remedy
 
 
 class TfliteGraph(nn.Module):
-    """The graph of one .tflite file, called with float [n, h, w, c].
+    """The graph of one .tflite file, called with float [n, h, w, c] for any n.
 
-    Returns the file's outputs in its own order and TensorFlow's axis order. The batch may be of any size
-    (the file's own is 1). Raises CheckpointError if the file is not .tflite or uses an operator or
-    option that the face models do not have.
+    Returns the file's outputs in its own order and TensorFlow's axis order. Raises CheckpointError if the file is
+    not .tflite or uses an operator or option that the face models do not have.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         reader = _Reader(path)
         self.input, self.outputs = reader.input, reader.outputs
-        self.size: tuple[int, int] = reader.size(reader.input)  # input (h, w)
-        self.steps = nn.ModuleList()
-        self.wiring: list[tuple[list[int], int]] = []  # tensor ids (inputs, output) of each step
-        for module, inputs, output in reader.operators():
-            self.steps.append(module)
-            self.wiring.append((inputs, output))
+        operators = reader.operators()
+        self.steps = nn.ModuleList(module for module, _, _ in operators)
+        self.wiring = [(inputs, output) for _, inputs, output in operators]  # tensor ids
         last = {tensor: step for step, (inputs, _) in enumerate(self.wiring) for tensor in inputs}
         self.finished = [
             [t for t in set(inputs) if last[t] == step and t not in self.outputs]
@@ -54,9 +50,7 @@ class TfliteGraph(nn.Module):
         return tuple(v.permute(0, 2, 3, 1) if v.ndim == 4 else v for v in results)
 
 
-class Apply(nn.Module):
-    """Module that calls a function without weights."""
-
+class _Apply(nn.Module):
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.function = function
@@ -72,7 +66,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class _Reader:
-    """Reader of the flatbuffer; one method per operator builds the torch module for it."""
+    """Reader of the flatbuffer; the methods named after operators build the torch modules for them."""
 
     def __init__(self, path: Path) -> None:
         import tflite
@@ -122,11 +116,8 @@ class _Reader:
         if tensor in self.unpacked:
             return self.unpacked[tensor]
         entry = self.graph.Tensors(tensor)
-        kind = {
-            self.lib.TensorType.FLOAT32: "<f4",
-            self.lib.TensorType.FLOAT16: "<f2",
-            self.lib.TensorType.INT32: "<i4",
-        }
+        types = self.lib.TensorType
+        kind = {types.FLOAT32: "<f4", types.FLOAT16: "<f2", types.INT32: "<i4"}
         buffer = self.model.Buffers(entry.Buffer())
         if entry.Type() not in kind or buffer.DataLength() == 0:
             raise self.unsupported(f"the tensor {entry.Name().decode()} (type {entry.Type()})")
@@ -154,7 +145,7 @@ class _Reader:
             return None
         (h, w), (kh, kw) = self.size(tensor), kernel
         pad = (*same_padding(w, kw, options.StrideW()), *same_padding(h, kh, options.StrideH()))
-        return Apply(lambda x: F.pad(x, pad, value=fill)) if any(pad) else None
+        return _Apply(lambda x: F.pad(x, pad, value=fill)) if any(pad) else None
 
     def convolution(self, weight: torch.Tensor, inputs: list[int], options: Any, groups: int) -> nn.Module:
         """Build a convolution with the operator's stride, padding and bias; weight [out, in / groups, h, w]."""
@@ -199,21 +190,21 @@ class _Reader:
 
     def _add(self, op: Any, inputs: list[int], output: int) -> nn.Module:
         self.options(op, "AddOptions")
-        return Apply(torch.add)
+        return _Apply(torch.add)
 
     def _pad(self, op: Any, inputs: list[int], output: int) -> nn.Module:
         (n0, n1), (h0, h1), (w0, w1), (c0, c1) = self.constant(inputs[1]).tolist()
         if n0 or n1:
             raise self.unsupported("a PAD of the batch")
-        return Apply(lambda x: F.pad(x, (w0, w1, h0, h1, c0, c1)))
+        return _Apply(lambda x: F.pad(x, (w0, w1, h0, h1, c0, c1)))
 
     def _resize_bilinear(self, op: Any, inputs: list[int], output: int) -> nn.Module:
         options = self.options(op, "ResizeBilinearOptions")
         if options.AlignCorners() or not options.HalfPixelCenters():
             raise self.unsupported("a RESIZE_BILINEAR without half-pixel centres")
         size = self.size(output)
-        return Apply(lambda x: F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+        return _Apply(lambda x: F.interpolate(x, size=size, mode="bilinear", align_corners=False))
 
     def _reshape(self, op: Any, inputs: list[int], output: int) -> nn.Module:
         shape = self.shape(output)[1:]
-        return Apply(lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], *shape))
+        return _Apply(lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], *shape))

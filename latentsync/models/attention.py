@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from .resnet import FrameGroupNorm, PointwiseConv
 
-Layer = Callable[[Tensor], Tensor]
-
 # Epsilon of the group norm in front of a transformer; the published weights were trained with it.
 TRANSFORMER_NORM_EPS = 1e-6
 
@@ -24,8 +22,7 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
 class Attention(nn.Module):
     """Multi-head attention from `dim`-wide queries to `context_dim`-wide keys and values.
 
-    `attend` computes softmax(q k^T / sqrt(d)) v from [batch, heads, n, d] tensors. Replace the attribute of
-    an instance to slice the computation or to use another kernel.
+    Replace an instance's attribute `attend` to slice the computation or to use another kernel.
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
@@ -65,20 +62,15 @@ class GEGLU(nn.Module):
         return F.gelu(gate).mul_(value)
 
 
-def call_layer(layer: Layer, hidden: Tensor) -> Tensor:
-    """Call `layer` once on all tokens [..., dim]."""
-    return layer(hidden)
-
-
 class FeedForward(nn.Module):
     """GEGLU to four times the width and a linear layer back; every token is computed independently.
 
-    `map_tokens` calls the layers. Replace the attribute of an instance to call them on slices [n, dim].
+    Replace an instance's attribute `map_tokens`, which calls the layers, to call them on slices [n, dim].
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.map_tokens: Callable[[Layer, Tensor], Tensor] = call_layer
+        self.map_tokens: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = _call
         # The checkpoint numbers the layers 0 and 2; 1 was a dropout.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
@@ -124,3 +116,7 @@ class Transformer3D(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, audio)
         return hidden + self.proj_out(tokens).view(hidden.shape)
+
+
+def _call(layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    return layer(hidden)

@@ -21,9 +21,8 @@ def sinusoids(length: int, channels: int) -> Tensor:
 
     Frequencies 10000^(-i / channels) for even i (Vaswani et al. 2017, section 3.5).
     """
-    angles = torch.arange(length)[:, None] * torch.exp(
-        torch.arange(0, channels, 2) * (-math.log(10000.0) / channels)
-    )
+    frequencies = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    angles = torch.arange(length)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
 
 

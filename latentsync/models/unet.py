@@ -1,9 +1,9 @@
-"""LatentSync's denoiser: Stable Diffusion 1.5's UNet, extended to the frames of a window."""
+"""LatentSync's denoiser: Stable Diffusion 1.5's UNet, extended to the frames of a window, and its levels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,103 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .blocks import DownBlock3D, MidBlock3D, UpBlock3D
-from .resnet import FrameConv2d, WindowGroupNorm
+from .attention import Transformer3D
+from .motion import MotionModule
+from .resnet import Downsample3D, FrameConv2d, ResnetBlock3D, Upsample3D, WindowGroupNorm
 from .unet_config import UNetConfig
+
+
+class Level(nn.Module):
+    """Residual blocks, each followed by a transformer and a motion module where the level has them.
+
+    The level after the last one is the middle, where only the first residual block is followed by them.
+    """
+
+    def __init__(
+        self, config: UNetConfig, index: int, in_channels: Sequence[int], decoder: bool = False
+    ) -> None:
+        super().__init__()
+        c, middle = config, index == len(config.block_out_channels)
+        channels = c.block_out_channels[-1 if middle else index]
+        audio_dim = c.cross_attention_dim if c.add_audio_layer else None
+        time_dim, scale = 4 * c.block_out_channels[0], c.mid_block_scale_factor if middle else 1
+        followed = in_channels[:1] if middle else in_channels
+        self.attentions = nn.ModuleList(
+            Transformer3D(channels, c.attention_head_dim, audio_dim, c.norm_num_groups)
+            for _ in (followed if c.has_attention(index, decoder) else ())
+        )
+        self.resnets = nn.ModuleList(
+            ResnetBlock3D(width, channels, time_dim, c.norm_num_groups, c.norm_eps, scale)
+            for width in in_channels
+        )
+        self.motion_modules = nn.ModuleList(
+            MotionModule(channels, c.motion_module_kwargs)
+            for _ in (followed if c.has_motion(index, decoder) else ())
+        )
+
+    def run_transformers(self, index: int, hidden: Tensor, audio: Tensor | None) -> Tensor:
+        """Run the transformer and the motion module with this index, where the level has them."""
+        if self.attentions:
+            hidden = self.attentions[index](hidden, audio)
+        if self.motion_modules:
+            hidden = self.motion_modules[index](hidden)
+        return hidden
+
+
+class DownBlock3D(Level):
+    """One level of the encoder; returns the outputs that the decoder reads."""
+
+    def __init__(self, config: UNetConfig, index: int, in_channels: int) -> None:
+        channels = config.block_out_channels[index]
+        super().__init__(config, index, [in_channels] + [channels] * (config.layers_per_block - 1))
+        lowest = index == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if lowest else [Downsample3D(channels)])
+
+    def forward(self, hidden: Tensor, time: Tensor, audio: Tensor | None) -> list[Tensor]:
+        """[b, f, h, w, in], [b, time_dim], [b, f, n, audio_dim] -> every layer's output in order."""
+        outputs = []
+        for index, resnet in enumerate(self.resnets):
+            hidden = self.run_transformers(index, resnet(hidden, time), audio)
+            outputs.append(hidden)
+        for downsample in self.downsamplers:
+            outputs.append(downsample(hidden))
+        return outputs
+
+
+class MidBlock3D(Level):
+    """The lowest level: two residual blocks with the transformer between them."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config, len(config.block_out_channels), [config.block_out_channels[-1]] * 2)
+
+    def forward(self, hidden: Tensor, time: Tensor, audio: Tensor | None) -> Tensor:
+        """[b, f, h, w, c], [b, time_dim], [b, f, n, audio_dim] -> [b, f, h, w, c]."""
+        hidden = self.run_transformers(0, self.resnets[0](hidden, time), audio)
+        return self.resnets[1](hidden, time)
+
+
+class UpBlock3D(Level):
+    """One level of the decoder; every residual block also reads an encoder output of width `skips[i]`."""
+
+    def __init__(self, config: UNetConfig, index: int, in_channels: int, skips: Sequence[int]) -> None:
+        channels = config.block_out_channels[index]
+        before = [in_channels] + [channels] * (len(skips) - 1)
+        super().__init__(config, index, [a + b for a, b in zip(before, skips, strict=True)], decoder=True)
+        self.upsamplers = nn.ModuleList([Upsample3D(channels)] if index > 0 else [])
+
+    def forward(self, stack: list[Tensor], time: Tensor, audio: Tensor | None) -> Tensor:
+        """[b, f, h, w, in] -> [b, f, h', w', c], the size of the next level's encoder outputs.
+
+        `stack` holds the encoder outputs and, last, the current state. They are popped from it, so that no
+        caller keeps them alive longer than needed.
+        """
+        hidden = stack.pop()
+        for index, resnet in enumerate(self.resnets):
+            hidden = resnet(torch.cat([hidden, stack.pop()], dim=-1), time)
+            hidden = self.run_transformers(index, hidden, audio)
+        for upsample in self.upsamplers:
+            hidden = upsample(hidden, stack[-1].shape[2:4])
+        return hidden
 
 
 class TimeEmbedding(nn.Module):
@@ -39,24 +133,23 @@ class UNet3DConditionModel(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        channels, layers = list(config.block_out_channels), config.layers_per_block
+        channels = config.block_out_channels
         levels = range(len(channels))
         self.conv_in = FrameConv2d(config.in_channels, channels[0], kernel_size=3, padding=1)
         self.time_embedding = TimeEmbedding(channels[0], 4 * channels[0])
         # Width of each encoder output, in the order in which the encoder computes them.
         skips = [channels[0]]
         self.down_blocks = nn.ModuleList()
-        for i in levels:
-            down = i < len(channels) - 1
-            self.down_blocks.append(DownBlock3D(skips[-1], channels[i], layers, config.level(i, False), down))
-            skips += [channels[i]] * (layers + down)
-        self.mid_block = MidBlock3D(channels[-1], config.level(len(channels), False))
+        for index in levels:
+            self.down_blocks.append(DownBlock3D(config, index, skips[-1]))
+            skips += [channels[index]] * (config.layers_per_block + (index < levels[-1]))
+        self.mid_block = MidBlock3D(config)
         self.up_blocks = nn.ModuleList()
         width = channels[-1]
-        for i in reversed(levels):
-            read = [skips.pop() for _ in range(layers + 1)]
-            self.up_blocks.append(UpBlock3D(width, channels[i], read, config.level(i, True), up=i > 0))
-            width = channels[i]
+        for index in reversed(levels):
+            read = [skips.pop() for _ in range(config.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock3D(config, index, width, read))
+            width = channels[index]
         self.conv_norm_out = WindowGroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = FrameConv2d(channels[0], config.out_channels, kernel_size=3, padding=1)
 

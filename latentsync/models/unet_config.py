@@ -10,14 +10,18 @@ from ..errors import CheckpointError
 
 # Largest accepted value of each integer key: above what any published model has, and small enough that building
 # the network from a damaged config takes neither minutes nor gigabytes.
-LARGEST = {
-    "layers_per_block": 64,
-    "num_transformer_block": 64,
-    "temporal_position_encoding_max_len": 65_536,
-}
+LARGEST = {"layers_per_block": 64, "num_transformer_block": 64}
 LARGEST_WIDTH = 65_536  # of every other integer key
 SMALLEST = {"freq_shift": 0, "downsample_padding": 0}  # 1 for every other integer key
 MOST_ENTRIES = 64  # of a list: levels, attentions of a motion block
+# Keys of `UNetConfig` for which only the default is implemented.
+ONLY_DEFAULT = (
+    "act_fn",
+    "mid_block_type",
+    "downsample_padding",
+    "resnet_time_scale_shift",
+    "motion_module_type",
+)
 
 
 def check_sizes(config: Any) -> None:
@@ -62,19 +66,6 @@ class MotionOptions:
 
 
 @dataclass(frozen=True)
-class LevelOptions:
-    """Options shared by all layers of one level."""
-
-    time_dim: int  # width of the time embedding
-    groups: int  # of the group norms
-    eps: float  # of the residual blocks' group norms
-    heads: int | None  # attention heads; None: no transformers on this level
-    audio_dim: int | None  # width of the audio features; None: transformers without audio layers
-    motion: MotionOptions | None  # None: no motion modules on this level
-    scale: float = 1.0  # divisor of the residual blocks' results
-
-
-@dataclass(frozen=True)
 class UNetConfig:
     """Architecture of the UNet, with the keys of the published configs; the defaults are those of 1.5 and 1.6.
 
@@ -111,23 +102,12 @@ class UNetConfig:
     def __post_init__(self) -> None:
         check_sizes(self)
         levels = len(self.block_out_channels)
-        allowed: dict[str, tuple[Any, ...]] = {
-            "act_fn": ("silu",),
-            "mid_block_type": ("UNetMidBlock3DCrossAttn",),
-            "downsample_padding": (1,),
-            "resnet_time_scale_shift": ("default",),
-            "motion_module_type": ("Vanilla",),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise CheckpointError(
-                    f"UNet config: {name} is {getattr(self, name)!r}; only {values[0]!r} is supported."
-                )
-        for name, known in (
-            ("down_block_types", {"CrossAttnDownBlock3D", "DownBlock3D"}),
-            ("up_block_types", {"CrossAttnUpBlock3D", "UpBlock3D"}),
-        ):
-            types = getattr(self, name)
+        for name in ONLY_DEFAULT:
+            value, only = getattr(self, name), getattr(UNetConfig, name)
+            if value != only:
+                raise CheckpointError(f"UNet config: {name} is {value!r}; only {only!r} is supported.")
+        for name, kind in (("down_block_types", "DownBlock3D"), ("up_block_types", "UpBlock3D")):
+            types, known = getattr(self, name), {f"CrossAttn{kind}", kind}
             if len(types) != levels or not set(types) <= known:
                 raise CheckpointError(
                     f"UNet config: {name} is {list(types)}; expected {levels} of {sorted(known)}."
@@ -145,24 +125,16 @@ class UNetConfig:
                 )
         return cls(**{**values, "motion_module_kwargs": MotionOptions(**motion)})
 
-    def level(self, index: int, decoder: bool) -> LevelOptions:
-        """Return the options of the layers `index` levels down; `index` = number of levels means the middle."""
-        middle = index == len(self.block_out_channels)
+    def has_attention(self, index: int, decoder: bool) -> bool:
+        """Tell whether the level `index` levels down has transformers; the level after the last is the middle."""
+        if index == len(self.block_out_channels):
+            return True
         types = self.up_block_types[::-1] if decoder else self.down_block_types
-        if middle:
-            attention, motion = True, self.motion_module_mid_block
-        else:
-            attention = types[index].startswith("CrossAttn")
-            motion = 2**index in self.motion_module_resolutions
-        motion = (
-            motion and self.use_motion_module and (decoder or middle or not self.motion_module_decoder_only)
-        )
-        return LevelOptions(
-            time_dim=4 * self.block_out_channels[0],
-            groups=self.norm_num_groups,
-            eps=self.norm_eps,
-            heads=self.attention_head_dim if attention else None,
-            audio_dim=self.cross_attention_dim if self.add_audio_layer else None,
-            motion=self.motion_module_kwargs if motion else None,
-            scale=self.mid_block_scale_factor if middle else 1,
-        )
+        return types[index].startswith("CrossAttn")
+
+    def has_motion(self, index: int, decoder: bool) -> bool:
+        """Tell whether the level `index` levels down has motion modules; the level after the last is the middle."""
+        if index == len(self.block_out_channels):
+            return self.use_motion_module and self.motion_module_mid_block
+        chosen = decoder or not self.motion_module_decoder_only
+        return self.use_motion_module and chosen and 2**index in self.motion_module_resolutions

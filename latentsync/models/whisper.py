@@ -21,7 +21,6 @@ from ..errors import CheckpointError
 from .attention import scaled_dot_product
 
 MOST_LAYERS = 64  # twice those of the largest published Whisper
-
 _DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 
 
@@ -137,8 +136,7 @@ class AudioEncoder(nn.Module):
         t is even and at most 2 * n_audio_ctx (3000 columns of 10 ms); raises ValueError otherwise.
         """
         longest = 2 * self.n_audio_ctx
-        fits = mel.ndim == 3 and mel.shape[1] == self.n_mels and mel.shape[2] in range(2, longest + 1, 2)
-        if not fits:
+        if mel.ndim != 3 or mel.shape[1] != self.n_mels or mel.shape[2] not in range(2, longest + 1, 2):
             raise ValueError(
                 f"mel is {list(mel.shape)}; expected [b, {self.n_mels}, t] with even t up to {longest}."
             )

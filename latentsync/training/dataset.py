@@ -14,7 +14,7 @@ from torch import Tensor
 from ..audio import encode_audio, frame_windows
 from ..audio.resample import SAMPLE_RATE
 from ..errors import InputError
-from ..faces.mask import keep_mask
+from ..faces.paste import keep_mask
 from .clips import FPS, AlignedClip
 
 REFERENCE_DISTANCE = 25  # frames between a target and its reference, at least: another moment of the clip

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...memsafe import ModelAttention
 from .dataset import WindowDataset
 from .loop import LoopOptions, ProgressCallback, train
 
@@ -79,7 +80,9 @@ def train_unet(
         batch = draw_batch(dataset, numbers.tolist(), batches.frames, scheduler, rng, generator, device)
         return denoising_loss(unet, vae if batches.pixel_loss else None, batch, kind)
 
-    return train(unet, compute_loss, options, folder, report, check)
+    # Limits the attention scores that Metal and some AMD cards store, also where the backward pass recomputes them.
+    with ModelAttention().applied(unet):
+        return train(unet, compute_loss, options, folder, report, check)
 
 
 def draw_batch(

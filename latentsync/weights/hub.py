@@ -91,16 +91,14 @@ def _query_hub(file: WeightFile, endpoint: str | None) -> _Remote:
 
 def _check_offline(file: WeightFile, root: Path, url: str, error: Exception) -> Path:
     """Check an existing file while the hub cannot be reached; returns its path."""
-    target = root / file.relative
+    target, reason = root / file.relative, _reason(error)
     if not target.is_file():
-        raise _failure(url, target, _reason(error)) from error
+        raise _failure(url, target, reason) from error
     if file.sha256 is None:
-        log.warning(
-            "%s could not be compared with %s (%s); it is used as it is.", target, url, _reason(error)
-        )
+        log.warning("%s could not be compared with %s (%s); it is used as it is.", target, url, reason)
         return target
-    if digest_of(target, file.sha256) != file.sha256:
-        raise _failure(url, target, f"the file there has another hash, and {_reason(error)}") from error
+    if sha256_of(target) != file.sha256:
+        raise _failure(url, target, f"the file there has another hash, and {reason}") from error
     mark_verified(root, target, file.sha256)
     return target
 
@@ -119,11 +117,9 @@ def _transfer(file: WeightFile, target: Path, remote: _Remote, progress: Progres
         if have > remote.size:
             part.unlink()
             have = 0
-        free = shutil.disk_usage(target.parent).free
-        if free < remote.size - have:
-            raise OSError(
-                f"{(remote.size - have) / 2**30:.2f} GiB are still needed, {free / 2**30:.2f} GiB are free"
-            )
+        needed, free = remote.size - have, shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise OSError(f"{needed / 2**30:.2f} GiB are still needed, {free / 2**30:.2f} GiB are free")
         if have < remote.size:
             with _PartFile(part, file.name, remote.size, progress) as out, _progress_bar(progress is None):
                 http_get(
@@ -187,13 +183,14 @@ def is_verified(root: Path, path: Path) -> bool:
     """Tell whether the file is unchanged since its hash was compared."""
     if not path.is_file():
         return False
-    return _read_verified(root).get(_key(root, path), [])[:2] == _state(path)
+    key, state = _entry(root, path)
+    return _read_verified(root).get(key, [])[:2] == state
 
 
 def mark_verified(root: Path, path: Path, digest: str) -> None:
     """Record that the file now at `path` has the expected hash `digest`."""
-    entries = _read_verified(root)
-    entries[_key(root, path)] = [*_state(path), digest]
+    entries, (key, state) = _read_verified(root), _entry(root, path)
+    entries[key] = [*state, digest]
     part = root / f"{VERIFIED}.{os.getpid()}.part"
     part.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     part.replace(root / VERIFIED)
@@ -214,16 +211,12 @@ def _read_verified(root: Path) -> dict[str, list[int | str]]:
     try:
         entries = json.loads((root / VERIFIED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # missing or damaged: every file is verified again
+        entries = None
     if not isinstance(entries, dict):
-        return {}
+        return {}  # missing or damaged: every file is verified again
     return {key: entry for key, entry in entries.items() if isinstance(entry, list)}
 
 
-def _key(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _state(path: Path) -> list[int | str]:
+def _entry(root: Path, path: Path) -> tuple[str, list[int | str]]:
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return path.relative_to(root).as_posix(), [stat.st_size, stat.st_mtime_ns]

@@ -21,10 +21,15 @@ from ..errors import CheckpointError
 from ..models.motion import PositionEncoding, sinusoids
 from ..models.unet import UNet3DConditionModel
 from ..models.whisper import AudioEncoder
-from .checkpoints import sha256_of
-from .files import assign_weights, read_checkpoint, read_state_dict, state_dict_of
-from .model_files import VAE_WEIGHTS, find_model_files
-from .names import rename_vae, rename_whisper_encoder
+from .checkpoints import VAE_WEIGHTS, find_model_files, sha256_of
+from .state_dict import (
+    assign_weights,
+    read_checkpoint,
+    read_state_dict,
+    rename_vae,
+    rename_whisper_encoder,
+    state_dict_of,
+)
 
 if TYPE_CHECKING:
     from ..faces import FaceDetector
@@ -33,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
-HASH_DIGITS = 12
 MOST_VAE_LAYERS = 64  # accepted in a VAE's config; a damaged one must not build layers for minutes
 
 # Layers of the UNet that keep the requested precision when the others are in int8: few, and the whole output
@@ -70,7 +74,7 @@ def load_models(
     detector: FaceDetector | None = None,
     int8: bool = False,
 ) -> ModelBundle:
-    """Load "1.6", "1.5", "demo", a model folder (see model_files.py) or a UNet's file onto `device`.
+    """Load "1.6", "1.5", "demo", a model folder (see checkpoints.py) or a UNet's file onto `device`.
 
     `dtype` is that of the UNet and the VAE. With `int8` most of the UNet's weights are stored in 8 bits and computed
     in `dtype`: half the memory, and slightly different frames (measured on the demo model: 60 dB in the generated
@@ -80,13 +84,14 @@ def load_models(
 
     Networks that do not fit on a GPU are loaded into CPU memory; a run moves them to the GPU as they fit.
     """
+    device = torch.device(device)
     try:
-        return _load(model, dtype, torch.device(device), detector, int8)
+        return _load(model, dtype, device, detector, int8)
     except Exception as error:
-        if torch.device(device).type == "cpu" or not is_oom(error):
+        if device.type == "cpu" or not is_oom(error):
             raise
         logger.warning("The networks do not fit on %s now (%s).", device, Failure.of(error).text)
-    empty_cache(torch.device(device))  # outside `except`: the error holds what had been loaded
+    empty_cache(device)  # outside `except`: the error holds what had been loaded
     return _load(model, dtype, torch.device("cpu"), detector, int8)
 
 
@@ -101,10 +106,8 @@ def _load(
         detector = load_detector(device=device)
     unet = load_unet(files.unet, config, dtype, device)
     if int8:
-        result = quantize_weights(unet, keep=IMPORTANT_LAYERS)
-        logger.info(
-            "%d layers of the UNet in int8, %.2f %% mean error", result.layers, 100 * result.mean_error
-        )
+        layers, error = quantize_weights(unet, keep=IMPORTANT_LAYERS)
+        logger.info("%d layers of the UNet in int8, %.2f %% mean error", layers, 100 * error)
     return ModelBundle(
         unet=unet,
         vae=load_vae(files.vae, config, dtype, device),
@@ -123,10 +126,8 @@ def load_unet(
     state = read_state_dict(path)
     if any("motion_modules." in name for name in state):
         for name, module in unet.named_modules():
-            if isinstance(module, PositionEncoding):
-                _, length, channels = module.pe.shape
-                if f"{name}.pe" not in state:
-                    state[f"{name}.pe"] = sinusoids(length, channels)
+            if isinstance(module, PositionEncoding) and f"{name}.pe" not in state:
+                state[f"{name}.pe"] = sinusoids(*module.pe.shape[1:])
     return assign_weights(unet, state, path, f"the UNet of LatentSync {config.name}", dtype, device)
 
 
@@ -134,9 +135,10 @@ def load_audio_encoder(path: Path, config: ModelConfig, device: torch.device | s
     """Load the encoder of a Whisper file, in float32; raises CheckpointError, also for one of another size."""
     content = read_checkpoint(path)
     dims = _audio_dims(path, content) or config.audio_encoder
-    other = {k: dims.get(k) for k in _DIMS.values() if dims.get(k) != config.audio_encoder.get(k)}
+    wanted = config.audio_encoder
+    other = {key: dims.get(key) for key in _DIMS.values() if dims.get(key) != wanted.get(key)}
     if other:
-        expected = {k: config.audio_encoder.get(k) for k in other}
+        expected = {key: wanted.get(key) for key in other}
         raise CheckpointError(f"{path} is a Whisper of another size: {other}; expected {expected}.")
     encoder = _build(lambda: AudioEncoder.from_dims(dims), path, "audio encoder")
     state = state_dict_of({k: v for k, v in content.items() if k != "dims"}, path)
@@ -213,7 +215,7 @@ class FileHashes(Mapping[str, str]):
     def _hash(self) -> None:
         for name, path in self._paths.items():
             try:
-                self._found[name] = sha256_of(path)[:HASH_DIGITS]
+                self._found[name] = sha256_of(path)[:12]
             except OSError as error:
                 logger.warning("%s could not be hashed: %s", path, error)
 

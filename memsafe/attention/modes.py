@@ -13,17 +13,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batching.oom import is_oom
 from ..choices import AttentionMode
-from .flex import flex_attend, is_compile_failure, reason_without_flex
-from .kernels import chosen_backend, least_slices, stores_scores
-from .region import Attend, KeyRegion, attend_weighted
-from .slicing import attend_in_slices, map_tokens_in_slices
+from .region import (
+    Attend,
+    KeyRegion,
+    attend_weighted,
+    flex_attend,
+    is_compile_failure,
+    reason_without_flex,
+)
+from .slicing import attend_in_slices, chosen_backend, least_slices, map_tokens_in_slices, stores_scores
 
 logger = logging.getLogger(__name__)
-
-
-def is_spatial_self_attention(name: str) -> bool:
-    """Tell spatial self-attention by the module name that diffusers and the checkpoints use."""
-    return name.rpartition(".")[2] == "attn1"
 
 
 class ModelAttention:
@@ -33,8 +33,8 @@ class ModelAttention:
     scale=None)`, softmax(scale q k^T) v on [batch, heads, n, d] tensors, and `map_tokens(layer, hidden)`, which
     calls a layer that treats every token independently.
 
-    region: keys with another weight, in the attentions whose names `weighted` accepts; these must attend over
-    the pixels of a frame. The numbers of slices are read at every call, so they may change during a run.
+    region: keys with another weight, in the attentions named `attn1`, as diffusers and the checkpoints call those
+    among the pixels of a frame. The numbers of slices are read at every call, so they may change during a run.
     """
 
     def __init__(
@@ -42,14 +42,12 @@ class ModelAttention:
         mode: AttentionMode | str = AttentionMode.FLASH,
         region: KeyRegion | None = None,
         *,
-        weighted: Callable[[str], bool] = is_spatial_self_attention,
         attention_slices: Callable[[], int] = lambda: 1,
         feed_forward_slices: Callable[[], int] = lambda: 1,
     ) -> None:
         self.mode = AttentionMode(mode)
         # With weight 1 the region is ignored: the result is that of the model, bit for bit.
         self.region = region if region is not None and region.weight != 1 else None
-        self._weighted = weighted
         self._attention_slices, self._feed_forward_slices = attention_slices, feed_forward_slices
         self._no_flex: str | None = None  # reason why FlexAttention is no longer tried
         self._weighted_by: set[str] = set()  # "flex" and "twin", as far as they ran
@@ -61,9 +59,9 @@ class ModelAttention:
 
         Raises RuntimeError if another ModelAttention is applied to the model, because both would slice and weight.
         """
-        originals: list[tuple[nn.Module, str, Any]] = []
+        replaced: list[tuple[nn.Module, str, Any, _Replacement]] = []
         for name, module in model.named_modules():
-            attend = partial(self._attend, self.region is not None and self._weighted(name))
+            attend = partial(self._attend, name.rpartition(".")[2] == "attn1")
             for attribute, replacement in (("attend", attend), ("map_tokens", self._map_tokens)):
                 original = module.__dict__.get(attribute)
                 if isinstance(original, _Replacement):
@@ -71,13 +69,13 @@ class ModelAttention:
                         "Another run is using this model; wait until it ends, or load the model again."
                     )
                 if original is not None:
-                    originals.append((module, attribute, (original, _Replacement(replacement, original))))
+                    replaced.append((module, attribute, original, _Replacement(replacement, original)))
         try:
-            for module, attribute, (_, replacement) in originals:
+            for module, attribute, _, replacement in replaced:
                 setattr(module, attribute, replacement)
             yield
         finally:
-            for module, attribute, (original, _) in originals:
+            for module, attribute, original, _ in replaced:
                 setattr(module, attribute, original)
 
     @property
@@ -101,11 +99,11 @@ class ModelAttention:
     def _map_tokens(self, original: Any, layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         return map_tokens_in_slices(partial(original, layer), hidden, self._feed_forward_slices())
 
-    def _attend(self, weighted: bool, original: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, spatial: bool, original: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         unfused, standard = stores_scores(query, key, value), self.mode is AttentionMode.STANDARD
         slices = max(self._attention_slices(), least_slices(query, key, unfused or standard))
         attend: Callable[..., Tensor] = partial(self._attend_plain, original, unfused)
-        if weighted and self.region is not None:
+        if spatial and self.region is not None:
             log_weights = self.region.log_weights(key.shape[-2], key.device)
             attend = partial(self._attend_weighted, attend, log_weights)
         return attend_in_slices(attend, query, key, value, slices)

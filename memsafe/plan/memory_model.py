@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..weights.sizes import streamed_bytes, weight_bytes
+from ..weights.precision import weight_bytes
+from ..weights.streaming import streamed_bytes
 
 logger = logging.getLogger(__name__)
 

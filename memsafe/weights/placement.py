@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .offload import WeightCopier, copied_to_device
-from .sizes import streamed_bytes, weight_bytes
-from .streaming import stream_blocks
+from .precision import weight_bytes
+from .streaming import stream_blocks, streamed_bytes
 
 CPU = torch.device("cpu")
 
@@ -75,9 +75,9 @@ class ModulePlacement:
 
         Returns True if any module was moved. The freed device memory is in torch's cache.
         """
-        moved = False
         if _shares_cpu_memory(self.device):
-            return moved
+            return False
+        moved = False
         for module in {*self._loaded, *modules}:
             if not self._users[module] and any(_is_on(tensor, self.device) for tensor in _tensors(module)):
                 moved = True

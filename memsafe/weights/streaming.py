@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from .offload import DeviceCopy, WeightCopier
-from .sizes import blocks
+from .precision import weight_bytes
 
 # diffusers' apply_group_offloading is not used: it came with diffusers 0.33 while 0.30 is supported here, stays on a
 # module once applied, and until its pull request 12721 freed weights that were still being read.
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """Return the submodules that are streamed one by one.
+
+    These are the children, with lists of modules replaced by their entries; a module that only wraps another one
+    counts as that one, and a module without children is its own block.
+    """
+    parts: list[nn.Module] = []
+    for child in module.children():
+        is_list = type(child).forward is nn.Module.forward  # has no forward, so it is never called itself
+        parts += child.children() if is_list else [child]
+    return blocks(parts[0]) if len(parts) == 1 else parts or [module]
+
+
+def streamed_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Return the most bytes of weights on the device while a module is streamed: two neighbouring blocks."""
+    sizes = [weight_bytes(block, dtype) for block in blocks(module)]
+    return max([sum(pair) for pair in pairwise(sizes)], default=sizes[0])
 
 
 @contextmanager
@@ -50,9 +71,7 @@ class BlockPrefetcher:
 
     def before_block(self, block: nn.Module, inputs: Any) -> None:
         """Put the weights of `block` on the device and start copying those of the next block."""
-        if self._current is not None:  # the block before failed
-            self._current.detach()
-        self._current = None
+        self.after_block()  # if the block before failed
         if self._last is not None:
             self._next[self._last] = block
         self._last = block
@@ -62,7 +81,7 @@ class BlockPrefetcher:
         if following is not block:
             self._prefetched = following, DeviceCopy(following.modules(), self._copier)
 
-    def after_block(self, block: nn.Module, inputs: Any, output: Any) -> None:
+    def after_block(self, *_: Any) -> None:
         """Free the copies of the block that has computed."""
         if self._current is not None:
             self._current.detach()
@@ -70,10 +89,10 @@ class BlockPrefetcher:
 
     def close(self) -> None:
         """Restore all weights and free all copies."""
-        for copy in (self._current, self._prefetched and self._prefetched[1]):
-            if copy is not None:
-                copy.detach()
-        self._current = self._prefetched = None
+        self.after_block()
+        if self._prefetched is not None:
+            self._prefetched[1].detach()
+            self._prefetched = None
 
     def _take(self, block: nn.Module) -> DeviceCopy:
         if self._prefetched is not None:

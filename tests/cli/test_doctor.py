@@ -10,7 +10,8 @@ import pytest
 
 from latentsync_memsafe.latentsync.cli import doctor
 from latentsync_memsafe.latentsync.cli.doctor import Check, diagnose
-from latentsync_memsafe.latentsync.weights import checkpoints, wheels
+from latentsync_memsafe.latentsync.weights import checkpoints
+from latentsync_memsafe.latentsync.weights import download as download_module
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
 from latentsync_memsafe.latentsync.weights.hub import VERIFIED, mark_verified
 from latentsync_memsafe.memsafe.device.probe import probe
@@ -93,7 +94,7 @@ def test_unreadable_files_are_reported(root: Path, monkeypatch: pytest.MonkeyPat
     def locked(*_: object) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(wheels, "is_right", locked)
+    monkeypatch.setattr(download_module, "is_right", locked)
     found = report(root)
     assert "not verified" in found["model 1.6"].message
     check = found["face_landmark.tflite"]

@@ -6,8 +6,7 @@ import torch
 
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces.align import Template
-from latentsync_memsafe.latentsync.faces.mask import paste_alpha
-from latentsync_memsafe.latentsync.faces.paste import paste
+from latentsync_memsafe.latentsync.faces.paste import paste, paste_alpha
 from latentsync_memsafe.tools.demo_model.quality.measures import (
     best_constant,
     generated_region,

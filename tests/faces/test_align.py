@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from latentsync_memsafe.latentsync.faces.align import FILL, Template, invert, shifted, warp
-from latentsync_memsafe.latentsync.faces.mask import keep_mask, paste_alpha
-from latentsync_memsafe.latentsync.faces.paste import paste, restore
+from latentsync_memsafe.latentsync.faces.paste import keep_mask, paste, paste_alpha, restore
 
 from support.paths import clip, clip_reference, reference
 

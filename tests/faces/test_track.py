@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from latentsync_memsafe.latentsync.faces.cuts import CutDetector
 from latentsync_memsafe.latentsync.faces.detect import Face
-from latentsync_memsafe.latentsync.faces.smooth import FADE, LONGEST_BRIDGE, PathSmoother, Placement
-from latentsync_memsafe.latentsync.faces.track import FaceTracker
+from latentsync_memsafe.latentsync.faces.track import (
+    FADE,
+    LONGEST_BRIDGE,
+    CutDetector,
+    FaceTracker,
+    PathSmoother,
+    Placement,
+)
 
 
 def face(x: float, y: float = 100.0, side: float = 60.0) -> Face:

@@ -35,18 +35,12 @@ class Movable(Counted):
         return self.to_empty(device=device)
 
 
-def offloading() -> Runtime:
-    """On the meta device, which every machine has; weights offloaded from it must have been kept."""
-    info = card(8)
-    return Runtime(replace(plan_for(info), device=torch.device("meta"), offload=True), info)
-
-
 def test_an_offloaded_module_keeps_its_cpu_memory() -> None:
-    module, runtime = Counted(), offloading()
+    module, placement = Counted(), ModulePlacement(META, offload=True)
     before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
     values = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for _ in range(2):
-        with torch.inference_mode(), runtime.stage("work", module):
+        with torch.inference_mode(), placement.on_device([module]):
             assert module.devices() == {"meta"}
         assert module.devices() == {"cpu"}
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
@@ -54,16 +48,16 @@ def test_an_offloaded_module_keeps_its_cpu_memory() -> None:
     assert not any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def test_a_nested_stage_does_not_offload_the_outer_stages_module() -> None:
-    module, runtime = Counted(), offloading()
-    with runtime.stage("outer", module):
-        with runtime.stage("inner", module):
+def test_nested_use_does_not_offload_a_module_that_is_in_use() -> None:
+    module, placement = Counted(), ModulePlacement(META, offload=True)
+    with placement.on_device([module]):
+        with placement.on_device([module]):
             assert module.devices() == {"meta"}
         assert module.devices() == {"meta"}
     assert module.devices() == {"cpu"}
 
 
-def test_modules_are_offloaded_when_the_stage_fails_or_one_does_not_fit() -> None:
+def test_modules_are_offloaded_when_their_use_fails_or_one_does_not_fit() -> None:
     class Small(WeightCopier):
         def start(self, tensors: Sequence[Tensor]) -> PendingCopy:
             if any(tensor.ndim == 3 for tensor in tensors):
@@ -109,9 +103,10 @@ def test_offloading_may_be_switched_on_during_a_run() -> None:
 
 
 def test_an_offloaded_run_first_offloads_what_another_plan_left_on_the_device() -> None:
-    used, other, runtime = Movable().to(META), Movable().to(META), offloading()
-    with runtime.run(Workload(networks=[used, other])), runtime.stage("work", used):
-        assert used.devices() == {"meta"} and other.devices() == {"cpu"}
+    used, other, info = Movable().to(META), Movable().to(META), card(8)
+    runtime = Runtime(replace(plan_for(info), device=META, offload=True), info)
+    with runtime.run(Workload(networks=[used, other])):
+        assert used.devices() == other.devices() == {"cpu"}
 
 
 def test_nothing_moves_where_the_device_uses_cpu_memory() -> None:

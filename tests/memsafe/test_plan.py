@@ -16,7 +16,7 @@ from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.memsafe import MemoryMode, ModelShape, Task, Tier, VideoShape, plan_for
 from latentsync_memsafe.memsafe.plan.memory_plan import peak_by_task, peak_of
 from latentsync_memsafe.memsafe.plan.plan_for import MAX_WINDOWS
-from latentsync_memsafe.memsafe.weights.sizes import weight_bytes
+from latentsync_memsafe.memsafe.weights.precision import weight_bytes
 
 from support.cards import GIB, card
 

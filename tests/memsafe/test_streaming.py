@@ -13,9 +13,8 @@ from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.memsafe.weights.offload import DeviceCopy, PendingCopy, WeightCopier
 from latentsync_memsafe.memsafe.weights.placement import ModulePlacement
-from latentsync_memsafe.memsafe.weights.quantize import quantize_weights
-from latentsync_memsafe.memsafe.weights.sizes import blocks, weight_bytes
-from latentsync_memsafe.memsafe.weights.streaming import stream_blocks
+from latentsync_memsafe.memsafe.weights.precision import quantize_weights, weight_bytes
+from latentsync_memsafe.memsafe.weights.streaming import blocks, stream_blocks
 
 from support.small_models import tiny_unet, tiny_vae
 

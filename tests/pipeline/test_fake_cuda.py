@@ -139,11 +139,11 @@ def test_the_sound_is_heard_on_the_gpu() -> None:
 def test_the_face_detector_on_the_gpu(faces: Path) -> None:
     detector = MediaPipeDetector(*sorted(faces.glob("*.tflite")))
     with fake_gpu():
-        for network in detector._networks:
+        both = (detector.detection, detector.landmark)
+        for network in both:
             with_fake_weights(network.graph, torch.float32)
         outputs = [
-            [output.shape[0] for output in network(np.zeros((3, *network.graph.size, 3), np.uint8))]
-            for network in detector._networks
+            [output.shape[0] for output in network(np.zeros((3, 192, 192, 3), np.uint8))] for network in both
         ]
     assert outputs == [[3, 3], [3, 3]]
 

@@ -18,7 +18,7 @@ from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.models.whisper import AudioEncoder
 from latentsync_memsafe.latentsync.weights.loading import ModelBundle
 from latentsync_memsafe.memsafe import DeviceInfo, runtime
-from latentsync_memsafe.memsafe.attention.kernels import BATCH_LIMIT
+from latentsync_memsafe.memsafe.attention.slicing import BATCH_LIMIT
 
 GIB = 2**30
 DEVICE = torch.device("cuda", 0)

@@ -34,9 +34,9 @@ def _beside_the_project(variable: str, folder_name: str, name: str) -> Path:
 
 def face_models() -> Path:
     """The folder of the two MediaPipe models; skips the test where they have not been downloaded."""
-    from latentsync_memsafe.latentsync.weights.checkpoints import faces_folder
+    from latentsync_memsafe.latentsync.weights.checkpoints import checkpoints_root
 
-    folder = faces_folder()
+    folder = checkpoints_root() / "faces"
     if not any(folder.glob("*.tflite")):
         pytest.skip(f"no face models in {folder}; run `latentsync-memsafe download faces`")
     return folder

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from latentsync_memsafe.latentsync.errors import InputError
-from latentsync_memsafe.latentsync.faces.mask import keep_mask
+from latentsync_memsafe.latentsync.faces.paste import keep_mask
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.sampling import make_scheduler
 from latentsync_memsafe.latentsync.training.dataset import ClipPairs, WindowDataset, encode_track

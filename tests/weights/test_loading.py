@@ -13,15 +13,19 @@ from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.weights import loading
-from latentsync_memsafe.latentsync.weights.files import assign_weights, read_state_dict
+from latentsync_memsafe.latentsync.weights.checkpoints import folder_config
 from latentsync_memsafe.latentsync.weights.loading import (
     load_audio_encoder,
     load_models,
     load_unet,
     load_vae,
 )
-from latentsync_memsafe.latentsync.weights.model_files import folder_config
-from latentsync_memsafe.latentsync.weights.names import describe, rename_vae
+from latentsync_memsafe.latentsync.weights.state_dict import (
+    assign_weights,
+    describe,
+    read_state_dict,
+    rename_vae,
+)
 
 from support.paths import reference
 from support.rule_weights import rule_filled

@@ -24,8 +24,8 @@ from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces import Face
 from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator
-from latentsync_memsafe.latentsync.faces.mask import keep_mask
 from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
+from latentsync_memsafe.latentsync.faces.paste import keep_mask
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
 from latentsync_memsafe.latentsync.training.dataset import REFERENCE_DISTANCE, encode_track, to_tensor

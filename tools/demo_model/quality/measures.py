@@ -9,7 +9,7 @@ import numpy as np
 
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces.align import Template, shifted
-from latentsync_memsafe.latentsync.faces.mask import keep_mask
+from latentsync_memsafe.latentsync.faces.paste import keep_mask
 from latentsync_memsafe.latentsync.training.dataset import REFERENCE_DISTANCE
 from latentsync_memsafe.latentsync.training.train_unet import MOUTH_BOX
 
