@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .terminal import DOWNLOAD
+
 if TYPE_CHECKING:
     from ..weights.checkpoints import WeightFile
 
@@ -160,16 +162,15 @@ def _model(
     root: Path, name: str, files: Sequence[WeightFile], target: str, otherwise: Literal["warn", "fail"]
 ) -> Check:
     from ..weights.hub import is_verified
-    from .wording import COMMAND
 
     missing = _missing(root, files)
     if missing:
-        return Check(name, otherwise, f"missing {', '.join(map(str, missing))}; run: {COMMAND} {target}")
+        return Check(name, otherwise, f"missing {', '.join(map(str, missing))}; run: {DOWNLOAD} {target}")
     paths = [root / file.relative for file in files]
     size = f"{sum(path.stat().st_size for path in paths) / GIB:.2f} GiB in {paths[0].parent}"
     unchecked = [path.name for path in paths if not is_verified(root, path)]
     if unchecked:
-        return Check(name, "warn", f"{size}; {', '.join(unchecked)} not verified; run: {COMMAND} {target}")
+        return Check(name, "warn", f"{size}; {', '.join(unchecked)} not verified; run: {DOWNLOAD} {target}")
     return Check(name, "ok", f"{size}, hashes verified")
 
 
@@ -181,7 +182,6 @@ def _missing(root: Path, files: Sequence[WeightFile]) -> list[Path]:
 def _faces(root: Path) -> Iterator[Check]:
     from ..weights.checkpoints import FACE_FILES
     from ..weights.wheels import is_right
-    from .wording import COMMAND
 
     for file in FACE_FILES:
         path = root / file.relative
@@ -194,7 +194,7 @@ def _faces(root: Path) -> Iterator[Check]:
             yield Check(file.relative.name, "ok", f"{path}, hash verified")
         else:
             state = "is not the expected file" if path.is_file() else "is missing"
-            yield Check(file.relative.name, "fail", f"{path} {state}; run: {COMMAND} faces")
+            yield Check(file.relative.name, "fail", f"{path} {state}; run: {DOWNLOAD} faces")
 
 
 def _disk(root: Path) -> Check:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...memsafe import Runtime
     from ..faces import FaceDetector
     from ..weights.loading import ModelBundle
-    from .progress import ProgressBar
+    from .terminal import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,13 @@ def file_path(text: str) -> Path:
     if re.match(r"[A-Za-z][\w+.-]+://", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an address; expected a file on this machine")
     return Path(text)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add --report and --quiet, for commands that write a video."""
+    add = parser.add_argument
+    add("--report", type=file_path, metavar="FILE.json", help="write frame counts, timings and peaks as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

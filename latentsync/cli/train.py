@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..training.options import Trainable, TrainingOptions
 from .options import add_device_options, make_runtime
-from .progress import ProgressBar
+from .terminal import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"
 
