@@ -1,7 +1,7 @@
 """Errors for users: a message says what came, what was expected and what to do.
 
 Options and remedies have other names on the command line than in ComfyUI, so an error holds them apart from its
-message, and each front end puts them into words (`latentsync/cli/terminal.py`, `latentsync/comfyui/wording.py`).
+message, and each front end puts them into words (`latentsync/cli/terminal.py`, `latentsync/comfyui/errors.py`).
 Anything that is not a ``LatentSyncError`` is a bug of ours and keeps its traceback.
 """
 

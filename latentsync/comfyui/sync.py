@@ -22,18 +22,17 @@ from ..validation import Inputs, open_inputs
 from ..video import FrameSource
 from ..video.clip import open_clip
 from ..video.output_buffer import OutputBuffer
+from .errors import error_text
 from .host import ComfyHost
+from .media import LazyVideo, audio_source, clip_of, delete_with, temporary_folder
 from .models import SyncModel, choose_default, compute_device, load_model
 from .outputs import (
     Draft,
     collected_images,
     images_too_large,
     images_unwanted,
-    temporary_folder,
     workflow_metadata,
 )
-from .video import LazyVideo, audio_source, clip_of, delete_with
-from .wording import error_text
 
 DEFAULT_FPS = 25
 PREFIX = "latentsync/LatentSync"
