@@ -15,7 +15,6 @@ from .options import (
     add_network_options,
     add_output_options,
     check_device_options,
-    check_model,
     file_path,
     load_bundle,
     make_runtime,
@@ -56,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_device_options(arguments)
     from ..demo import astronaut, read_photo, spoken_sentence
     from ..validation import open_inputs
+    from ..weights.model_files import find_model_files
 
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
     audio = spoken_sentence() if arguments.audio is None else arguments.audio
     checked = photo[None] if arguments.photo is None else arguments.photo
     with open_inputs(checked, audio, arguments.out, options) as inputs:
         check_report(arguments.report, arguments.out, arguments.photo, audio, arguments.model)
-        check_model(arguments.model)
+        find_model_files(arguments.model)  # raises CheckpointError if one is missing
     return _animate(arguments, options, photo, inputs.audio, began)
 
 

@@ -28,9 +28,6 @@ OPENCV = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
-OPTIONAL = {
-    "onnxruntime": "only needed for --face-detector insightface",
-}
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ def diagnose(root: Path | None = None) -> list[Check]:
         _python(),
         _device(),
         *_libraries(),
-        *_optional(),
-        *_encoders(),
+        _onnxruntime(),
+        _encoder(),
         *_weights(root),
         *_faces(root),
         _disk(root),
@@ -125,23 +122,20 @@ def _requirements() -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in found if match]
 
 
-def _optional() -> Iterator[Check]:
-    for name, use in OPTIONAL.items():
-        found = _installed((name, f"{name}-gpu"))
-        yield Check(name, "ok", found or f"not installed ({use})")
+def _onnxruntime() -> Check:
+    found = _installed(("onnxruntime", "onnxruntime-gpu"))
+    message = found or "not installed (only needed for --face-detector insightface)"
+    return Check("onnxruntime", "ok", message)
 
 
-def _encoders() -> Iterator[Check]:
+def _encoder() -> Check:
     try:
         import av
     except ImportError as error:
-        yield Check("libx264", "fail", f"PyAV cannot be imported ({_first_line(error)}); reinstall av")
-        return
-    available = av.codecs_available
-    if "libx264" in available:
-        yield Check("libx264", "ok", f"in PyAV {av.__version__}")
-    else:
-        yield Check("libx264", "fail", f"not in PyAV {av.__version__}; reinstall av from PyPI")
+        return Check("libx264", "fail", f"PyAV cannot be imported ({_first_line(error)}); reinstall av")
+    if "libx264" in av.codecs_available:
+        return Check("libx264", "ok", f"in PyAV {av.__version__}")
+    return Check("libx264", "fail", f"not in PyAV {av.__version__}; reinstall av from PyPI")
 
 
 def _weights(root: Path) -> Iterator[Check]:

@@ -127,13 +127,6 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
     return runtime
 
 
-def check_model(model: str) -> None:
-    """Raise CheckpointError unless all files of the model are there. Imports no torch."""
-    from ..weights.model_files import find_model_files
-
-    find_model_files(model)
-
-
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:
     """Load the model that the options name, on the runtime's device; raises CheckpointError."""
     from ..weights.loading import load_models

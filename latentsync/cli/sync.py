@@ -13,7 +13,6 @@ from .options import (
     add_network_options,
     add_output_options,
     check_device_options,
-    check_model,
     file_path,
     load_bundle,
     make_runtime,
@@ -123,10 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
     options = SyncOptions(**{field.name: getattr(arguments, field.name) for field in fields(SyncOptions)})
     check_device_options(arguments)
     from ..validation import open_inputs
+    from ..weights.model_files import find_model_files
 
     with open_inputs(arguments.video, arguments.audio, arguments.out, options) as inputs:
         check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)
-        check_model(arguments.model)
+        find_model_files(arguments.model)  # raises CheckpointError if one is missing
         return _sync(arguments, options, inputs)
 
 

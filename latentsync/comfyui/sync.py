@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from ...memsafe import Runtime, probe
 from .. import LipSyncPipeline, Report, SyncOptions
 from ..audio import AudioSource
-from ..config import ModelConfig
+from ..config import FALLBACKS, ModelConfig
 from ..errors import InputError
 from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
 from ..validation import Inputs, open_inputs
@@ -78,7 +78,11 @@ def _run(
 ) -> SyncResult:
     """Load the model if none is given, run the pipeline, and collect the outputs."""
     mode, frames, source = settings["output_mode"], inputs.source, inputs.audio
-    name, warnings = _default(settings["allow_demo"]) if model is None else (model.bundle.config.name, [])
+    name, warnings = "", []
+    if model is None:
+        name, missing = choose_default(settings["allow_demo"])
+        if missing is not None:
+            warnings.append(f"The small demo model is used, and its quality is poor. {error_text(missing)}")
     # Before a model is loaded, so that frames that cannot fit are refused at once.
     blocked = images_unwanted(mode) or images_too_large(
         mode, frames, round(source.duration * frames.fps), _run_bytes(model, name, frames, source, settings)
@@ -127,14 +131,6 @@ def _frames(video: Any, images: Any, fps: float) -> FrameSource:
     return clip_of(images if video is None else video, fps).frames
 
 
-def _default(allow_demo: bool) -> tuple[str, list[str]]:
-    """Return the name of the model for a node to which none is connected, and warnings."""
-    name, missing = choose_default(allow_demo)
-    if missing is None:
-        return name, []
-    return name, [f"The small demo model is used, and its quality is poor. {error_text(missing)}"]
-
-
 def _options(settings: dict[str, Any]) -> SyncOptions:
     selection = settings["face_selection"]
     return SyncOptions(
@@ -144,11 +140,7 @@ def _options(settings: dict[str, Any]) -> SyncOptions:
         face_index=settings["face_index"] if selection == "index" else None,
         face_at=(settings["face_x"], settings["face_y"]) if selection == "position" else None,
         missing_face=settings["missing_face"],
-        allow_frame_windows=settings.get("allow_frame_windows", False),
-        allow_lower_resolution=settings.get("allow_lower_resolution", False),
-        allow_cpu=settings.get("allow_cpu", False),
-        allow_vae_tiling=settings.get("allow_vae_tiling", False),
-        allow_int8=settings.get("allow_int8", False),
+        **{name: settings.get(name, False) for name in FALLBACKS},
     )
 
 
