@@ -126,20 +126,11 @@ class LatentSyncModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, checkpoint: str, precision: str, attention: str, offload: str, auto_download: bool
-    ) -> io.NodeOutput:
-        widgets = {
-            "checkpoint": checkpoint,
-            "precision": precision,
-            "attention": attention,
-            "offload": offload,
-        }
+    def execute(cls, auto_download: bool, **choices: str) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, widgets)
+            check_widgets(cls.define_schema().inputs, choices)
             fetch = ComfyHost(cls.hidden.unique_id, Report()).download if auto_download else None
-            mode = None if attention == inputs.AS_NODE else attention
-            return io.NodeOutput(load_model(checkpoint, precision, mode, inputs.OFFLOADS[offload], fetch))
+            return io.NodeOutput(load_model(**choices, fetch=fetch))
 
 
 class LatentSyncLoadVideo(io.ComfyNode):

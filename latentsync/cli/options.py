@@ -97,12 +97,11 @@ def check_device_options(arguments: argparse.Namespace) -> None:
         )
     device = arguments.device
     if device is not None and not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", device):
-        raise InputError(f"device is {device!r}; expected cuda, cuda:1, mps or cpu.")
+        raise InputError(f"is {device!r}; expected cuda, cuda:1, mps or cpu.", options=("device",))
 
 
 def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None) -> Runtime:
-    """Return the runtime that the options describe; raises InputError for options this machine cannot satisfy."""
-    check_device_options(arguments)
+    """Return the runtime that checked options describe; raises InputError if this machine cannot satisfy them."""
     import torch
 
     from ...memsafe import Runtime

@@ -13,11 +13,9 @@ from ..config import LARGEST_STEPS, MissingFace
 from ..validation import LARGEST_SIDE
 from ..video.formats import Preset
 from ..video.length import LengthMode
-from .models import PRECISIONS
+from .models import AS_NODE, OFFLOADS, PRECISIONS
 
 ATTENTION_MODES = ["flex", "flash", "standard"]
-OFFLOADS = {"auto": None, "always": True, "never": False}
-AS_NODE = "as in the sync node"
 LARGEST_COUNT = 2**31 - 1  # frames
 LONGEST = 24 * 3600.0  # seconds
 
