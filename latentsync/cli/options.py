@@ -131,9 +131,5 @@ def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceD
     from ..weights.loading import load_models
 
     return load_models(
-        arguments.model,
-        dtype=runtime.plan.dtype,
-        device=runtime.home,
-        detector=detector,
-        int8=arguments.int8,
+        arguments.model, dtype=runtime.plan.dtype, device=runtime.home, detector=detector, int8=arguments.int8
     )

@@ -76,14 +76,8 @@ class LazyVideo(Input.Video):
         if format not in ("auto", "mp4") or codec not in ("auto", "h264"):
             raise OutputError(f"{format} with {codec} is not supported here; choose auto, or mp4 with h264.")
         target = temporary_file(".mp4") if hasattr(path, "write") else Path(path)
-        quality = _CRF if crf is None else round(crf)
-        write_clip(
-            self.clip,
-            target,
-            crf=quality,
-            metadata=text_metadata(metadata),
-            tick=progress_callback(self.clip),
-        )
+        quality, tick = _CRF if crf is None else round(crf), progress_callback(self.clip)
+        write_clip(self.clip, target, crf=quality, metadata=text_metadata(metadata), tick=tick)
         if hasattr(path, "write"):
             with target.open("rb") as file:
                 shutil.copyfileobj(file, path)
@@ -273,7 +267,10 @@ def temporary_folder() -> Path:
 
 def text_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str]:
     """Return metadata as a media file can hold it: values other than strings as JSON."""
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in (metadata or {}).items()
+    }
 
 
 def input_videos() -> list[str]:

@@ -92,7 +92,7 @@ class SyncModel:
     def __init__(
         self, bundle: ModelBundle, attention: str | None = None, offload: bool | None = None
     ) -> None:
-        self.bundle, self.attention, self.offload = bundle, attention, offload
+        self.bundle, self.attention, self._offload = bundle, attention, offload
         self.latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
         device = compute_device()
         offload_device = device if comfy_memory.is_device_cpu(device) else comfy_memory.unet_offload_device()
@@ -105,6 +105,12 @@ class SyncModel:
         self.shape = ModelShape.from_modules(
             *self.patchers, name=bundle.config.name, window_frames=bundle.config.num_frames
         )
+
+    @property
+    def offload(self) -> bool | None:
+        """As for `Runtime.auto`; ComfyUI's option --novram counts as the loader's "always"."""
+        no_vram = comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM
+        return True if self._offload is None and no_vram else self._offload
 
     @property
     def dtype(self) -> torch.dtype:

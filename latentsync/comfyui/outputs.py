@@ -106,13 +106,7 @@ def workflow_metadata(hidden: Any) -> dict[str, str]:
 
 
 def save_video(
-    video: Any,
-    audio: Any,
-    filename_prefix: str,
-    format: str,
-    crf: int,
-    fps: float,
-    hidden: Any,
+    video: Any, audio: Any, filename_prefix: str, format: str, crf: int, fps: float, hidden: Any
 ) -> tuple[LazyVideo, Path, ui.SavedResult]:
     """Write VIDEO, or IMAGE at `fps`, into the output folder, with AUDIO unless it is None.
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as comfy_memory
 import torch
 from comfy_api.latest import io, ui
 
@@ -26,13 +25,7 @@ from .errors import error_text
 from .host import ComfyHost
 from .media import LazyVideo, audio_source, clip_of, delete_with, temporary_folder
 from .models import SyncModel, choose_default, compute_device, load_model
-from .outputs import (
-    Draft,
-    collected_images,
-    images_too_large,
-    images_unwanted,
-    workflow_metadata,
-)
+from .outputs import Draft, collected_images, images_too_large, images_unwanted, workflow_metadata
 
 DEFAULT_FPS = 25
 PREFIX = "latentsync/LatentSync"
@@ -151,23 +144,13 @@ def _runtime(settings: dict[str, Any], model: SyncModel, host: ComfyHost) -> Run
         vram_limit_gb=settings["vram_limit_gb"] or None,
         dtype=model.dtype,
         host=host,
-        offload=_offload(model),
+        offload=model.offload,
         attention_mode=model.attention or settings["attention_mode"],
     )
 
 
-def _offload(model: SyncModel) -> bool | None:
-    if model.offload is None and comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM:
-        return True
-    return model.offload
-
-
 def _run_bytes(
-    model: SyncModel | None,
-    name: str,
-    frames: FrameSource,
-    source: AudioSource,
-    settings: dict[str, Any],
+    model: SyncModel | None, name: str, frames: FrameSource, source: AudioSource, settings: dict[str, Any]
 ) -> int:
     """Return the bytes of main memory that a run still has to allocate; a given model's weights are there already."""
     weights = 0
@@ -196,5 +179,5 @@ def _estimate(
         steps=settings["inference_steps"],
         guidance=settings["lips_expression"],
         shape=None if model is None else model.shape,
-        offload=None if model is None else _offload(model),
+        offload=None if model is None else model.offload,
     )
