@@ -99,8 +99,8 @@ class LazyVideo(Input.Video):
         for number, frame in enumerate(islice(frames.frames(), most), start=1):
             images.add(frame)
             tick(number)
-        sound = self.clip.read_audio()
-        audio = None if sound is None else as_audio(*sound)
+        samples = self.clip.read_audio()
+        audio = None if samples is None else as_audio(*samples)
         return Types.VideoComponents(images=images.images, audio=audio, frame_rate=frames.fps)
 
     def get_dimensions(self) -> tuple[int, int]:
@@ -142,12 +142,12 @@ class LazyAudio(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if self._audio is None:
-            sound = self._clip.read_audio()
-            if sound is None:
+            samples = self._clip.read_audio()
+            if samples is None:
                 raise AudioError(
                     "The video has no audio, or none in the chosen part; load audio from another file."
                 )
-            self._audio = as_audio(*sound)
+            self._audio = as_audio(*samples)
         return self._audio[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -172,8 +172,8 @@ def clip_of(video: Input.Video | torch.Tensor | None, fps: float) -> Clip:
         return Clip(TensorSource(video, fps))
     if isinstance(video, InputImpl.VideoFromComponents):
         parts = video.get_components()
-        sound = None if parts.audio is None else partial(samples_of, parts.audio)
-        return Clip(TensorSource(parts.images, parts.frame_rate), sound)
+        audio = None if parts.audio is None else partial(samples_of, parts.audio)
+        return Clip(TensorSource(parts.images, parts.frame_rate), audio)
     source = None if _has_edits(video) else video.get_stream_source()
     if isinstance(source, str):
         return _trim(open_clip(source), video)
