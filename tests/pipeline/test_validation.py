@@ -90,7 +90,7 @@ def test_a_source_opened_here_is_closed(video: Path, monkeypatch: pytest.MonkeyP
     assert source.closed
     source.closed = False
     with (
-        pytest.raises(InputError, match="outside the video"),
+        pytest.raises(InputError, match="inside the video"),
         open_inputs(video, SAMPLES, None, SyncOptions(face_at=(500, 0))),
     ):
         pass
