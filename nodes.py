@@ -17,14 +17,12 @@ except ModuleNotFoundError as error:
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from .latentsync.comfyui import inputs, media
+from .latentsync.comfyui.errors import check_choices, check_widgets, errors_for_comfy
 from .latentsync.comfyui.host import ComfyHost
 from .latentsync.comfyui.models import compute_device, load_model, model_roots, register_model_folder
-from .latentsync.comfyui.outputs import images_connected
+from .latentsync.comfyui.outputs import images_connected, save_video
 from .latentsync.comfyui.sync import plan_text, sync
-from .latentsync.comfyui.validation import check_choices, check_widgets
-from .latentsync.comfyui.wording import errors_for_comfy
 from .latentsync.report import Report
-from .latentsync.video.length import LengthMode
 from .latentsync.weights.checkpoints import installed_models
 from .memsafe import DeviceInfo, probe
 
@@ -128,20 +126,11 @@ class LatentSyncModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, checkpoint: str, precision: str, attention: str, offload: str, auto_download: bool
-    ) -> io.NodeOutput:
-        widgets = {
-            "checkpoint": checkpoint,
-            "precision": precision,
-            "attention": attention,
-            "offload": offload,
-        }
+    def execute(cls, auto_download: bool, **choices: str) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, widgets)
+            check_widgets(cls.define_schema().inputs, choices)
             fetch = ComfyHost(cls.hidden.unique_id, Report()).download if auto_download else None
-            mode = None if attention == inputs.AS_NODE else attention
-            return io.NodeOutput(load_model(checkpoint, precision, mode, inputs.OFFLOADS[offload], fetch))
+            return io.NodeOutput(load_model(**choices, fetch=fetch))
 
 
 class LatentSyncLoadVideo(io.ComfyNode):
@@ -192,22 +181,7 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
             display_name="LatentSync Video Length Adjuster",
             category=CATEGORY,
             description="Makes video and audio equally long. Frames are decoded when another node reads the result.",
-            inputs=[
-                io.MultiType.Input(
-                    "video", [io.Video, io.Image], tooltip="Frames: VIDEO of any length, or IMAGE."
-                ),
-                io.Audio.Input("audio", tooltip="Audio to match."),
-                io.Combo.Input(
-                    "mode",
-                    options=[mode.value for mode in LengthMode],
-                    default=LengthMode.BOUNCE.value,
-                    tooltip="bounce, loop and freeze make the video as long as the audio. A longer video is cut; a "
-                    "shorter one is extended by playing it backwards and forwards (bounce), from its start again "
-                    "(loop), or by repeating its last frame (freeze). cut_off: both end with the shorter one. "
-                    "silence: the video keeps its length, and the audio is cut or padded with silence.",
-                ),
-                inputs.image_fps(),
-            ],
+            inputs=inputs.length_inputs(),
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The video with its new length and the audio."),
                 io.Audio.Output(display_name="audio", tooltip="The audio, exactly as long as the video."),
@@ -276,7 +250,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         with errors_for_comfy():
             check_widgets(cls.define_schema().inputs, {"format": format, "crf": crf})
-            saved, path, shown = media.save_video(video, audio, filename_prefix, format, crf, fps, cls.hidden)
+            saved, path, shown = save_video(video, audio, filename_prefix, format, crf, fps, cls.hidden)
         return io.NodeOutput(saved, str(path), ui=ui.PreviewVideo([shown]))
 
 
@@ -291,25 +265,7 @@ class LatentSyncMemoryPlan(io.ComfyNode):
             category=CATEGORY,
             description="Estimates a run: tier of the device, batch sizes, peak VRAM, RAM and disk, and the time by "
             "the seconds per frame of earlier runs.",
-            inputs=[
-                io.Video.Input(
-                    "video", optional=True, tooltip="Input video. Defaults to 1920x1080 at 25 fps."
-                ),
-                io.Audio.Input(
-                    "audio",
-                    optional=True,
-                    tooltip="Speech audio; sets the length. Defaults to the video's length.",
-                ),
-                inputs.LatentSyncModel.Input(
-                    "model",
-                    optional=True,
-                    tooltip="From LatentSync Model Loader. Defaults to LatentSync 1.6.",
-                ),
-                inputs.lips_expression("As in the sync node; values above 1.0 take twice the time."),
-                inputs.inference_steps("As in the sync node."),
-                inputs.memory_mode("As in the sync node."),
-                inputs.vram_limit_gb("As in the sync node. 0: all of it."),
-            ],
+            inputs=inputs.plan_inputs(),
             outputs=[io.String.Output(display_name="plan", tooltip="The plan as text.")],
             is_output_node=True,
         )

@@ -22,6 +22,8 @@ E = TypeVar("E", bound=Enum)
 
 # One less than the 1,000 training timesteps: the published scheduler adds 1 to every index (steps_offset).
 LARGEST_STEPS = 999
+# Options that allow a change of the result, or of the device, if memory runs out.
+FALLBACKS = ("allow_frame_windows", "allow_lower_resolution", "allow_cpu", "allow_vae_tiling", "allow_int8")
 _OPTIONAL = ("resolution", "face_index", "reuse_latents")  # fields of SyncOptions that may be None
 
 
@@ -113,14 +115,7 @@ class SyncOptions:
     @property
     def permissions(self) -> tuple[str, ...]:
         """Names of the fallback options that are set."""
-        names = (
-            "allow_frame_windows",
-            "allow_lower_resolution",
-            "allow_cpu",
-            "allow_vae_tiling",
-            "allow_int8",
-        )
-        return tuple(name for name in names if getattr(self, name))
+        return tuple(name for name in FALLBACKS if getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -133,9 +128,7 @@ class ModelConfig:
     unet: Mapping[str, Any] = field(default_factory=dict)  # keys of UNet3DConditionModel.from_config
     vae: Mapping[str, Any] = field(default_factory=dict)  # keys of diffusers.AutoencoderKL
     audio_encoder: Mapping[str, int] = field(default_factory=dict)  # keys of AudioEncoder.from_dims
-    scheduler: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # changes to the published DDIMScheduler's keys
+    scheduler: Mapping[str, Any] = field(default_factory=dict)  # changes to the published DDIMScheduler
 
     @classmethod
     def from_yaml(cls, path: Path) -> ModelConfig:

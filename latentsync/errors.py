@@ -1,7 +1,7 @@
 """Errors for users: a message says what came, what was expected and what to do.
 
 Options and remedies have other names on the command line than in ComfyUI, so an error holds them apart from its
-message, and each front end puts them into words (`latentsync/cli/wording.py`, `latentsync/comfyui/wording.py`).
+message, and each front end puts them into words (`latentsync/cli/terminal.py`, `latentsync/comfyui/errors.py`).
 Anything that is not a ``LatentSyncError`` is a bug of ours and keeps its traceback.
 """
 
@@ -18,6 +18,7 @@ class Remedy(Enum):
     DOWNLOAD_1_5 = "download LatentSync 1.5"
     DOWNLOAD_FACES = "download the face models"
     CHECK_INSTALLATION = "check the installation"
+    SYNC_VIDEO = "lip-sync the video itself"
     USE_FP32 = "compute in fp32"
     KEEP_MISSING_FACES = "keep frames without a face as they are"
     USE_VIDEO_LENGTH = "keep the length of the video"

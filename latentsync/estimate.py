@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,15 +132,11 @@ def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
 
 
 class ThroughputHistory:
-    """Seconds per frame of earlier runs, in a small file of the user's cache folder.
+    """Seconds per frame of earlier runs, in a small file of the user's cache folder, or nowhere without a home."""
 
-    path: of the file; None: the default one, or no file for a user without a home folder.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        batch_history = default_history_path()
-        path = path or (batch_history.with_name(HISTORY_FILE) if batch_history is not None else None)
-        self._history = History(path) if path is not None else None
+    def __init__(self) -> None:
+        batches = default_history_path()
+        self._history = None if batches is None else History(batches.with_name(HISTORY_FILE))
 
     def record_run(self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report) -> None:
         """Record a finished run, unless it was short or ran out of memory and took other steps than planned."""
@@ -155,7 +150,7 @@ class ThroughputHistory:
 
     def record(self, key: str, steps: int, frames: int, seconds: float, denoising: float) -> None:
         """Record a run of `frames` frames that took `seconds`, of which `denoising` in the denoiser."""
-        if self._history is None or frames < 1 or seconds <= 0:
+        if self._history is None:
             return
         known = self._history.load(key)
         updated = {}
@@ -167,7 +162,7 @@ class ThroughputHistory:
 
     def seconds_per_frame(self, key: str, steps: int) -> float | None:
         """Return the time measured with `steps`, or scaled from the nearest number of steps; None: no record."""
-        entry = self._history.load(key) if self._history is not None else {}
+        entry = {} if self._history is None else self._history.load(key)
         known = entry.get(_TOTAL, {})
         if not known:
             return None

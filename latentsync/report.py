@@ -1,13 +1,19 @@
-"""Report of a run: frame counts, timings, memory peaks and fallbacks, saved as JSON."""
+"""Report of a run: frame counts, timings, memory peaks and fallbacks, and the JSON file that holds them."""
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .errors import OutputError
 
 if TYPE_CHECKING:
     from ..memsafe import Runtime
@@ -69,6 +75,67 @@ class Report:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the JSON to `path`; raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json(), encoding="utf-8")
+        """Write the JSON to `path`; raises OutputError, and then an older file at `path` is unchanged."""
+        target = _target(path)
+        part = target.with_name(f".report.{uuid.uuid4().hex[:12]}.json")
+        try:
+            if _is_device(path):
+                path.write_text(self.to_json(), encoding="utf-8")
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                part.write_text(self.to_json(), encoding="utf-8")
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"The video is complete, but the report cannot be written to {path} ({_reason(error)})."
+            ) from None
+
+
+def check_report(path: Path | None, output: Path, *inputs: str | Path | None) -> None:
+    """Raise OutputError if no report can be written to `path`, or if it is the output or an input.
+
+    inputs: files that the run reads (the model may also be a name or a folder). Leaves no file behind.
+    """
+    if path is None:
+        return
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # raises for an impossible name, or for a folder that may not be read
+        if path.is_dir():
+            raise OutputError(f"The report {path} is a folder; give a file name, such as report.json.")
+        if not _is_device(path):
+            folder = next(folder for folder in _target(path).parents if folder.exists())
+            # Creating a file is the only reliable test: permission bits do not tell everything.
+            tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"The report cannot be written to {path} ({_reason(error)}); choose another name."
+        ) from None
+    target, video = _target(path), _target(output)
+    if _is_same(path, output) or video in target.parents or target in video.parents:
+        raise OutputError(f"The report {path} has the same path as the output {output}; choose another name.")
+    if any(given is not None and _is_same(path, Path(given)) for given in inputs):
+        raise OutputError(f"The report {path} is also an input; choose another name.")
+
+
+def _target(path: Path) -> Path:
+    """Follow links; unlike Path.resolve, without an error for a circle of links."""
+    return Path(os.path.realpath(path))
+
+
+def _is_device(path: Path) -> bool:
+    """Return True for /dev/stdout, a pipe and the like, which are written to, not replaced."""
+    return path.exists() and not path.is_file()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with suppress(OSError, ValueError):  # one of the two does not exist
+        return one.samefile(other)
+    return _target(one) == _target(other)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

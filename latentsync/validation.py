@@ -37,7 +37,6 @@ class Inputs:
     source: FrameSource
     audio: AudioSource
     audio_media: AudioMedia  # the same audio as it was given, for muxing
-    output: Path | None  # None: the frames are not written to a file
     mask: FrameMask | None  # None: the whole frame may change
 
 
@@ -63,7 +62,7 @@ def open_inputs(
         frame_mask = _frame_mask(mask, frames)
         media = _media_of(audio)
         opened = audio if isinstance(audio, (FileAudio, ArrayAudio)) else open_audio(media)
-        yield Inputs(frames, opened, media, None if output is None else Path(output), frame_mask)
+        yield Inputs(frames, opened, media, frame_mask)
 
 
 def check_output(output: Path, *inputs: Source | Audio) -> None:

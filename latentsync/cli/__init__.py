@@ -18,10 +18,8 @@ from typing import NoReturn
 from ..errors import LatentSyncError
 from ..signals import Stop, stopping
 from . import demo, doctor, download, plan, sync, train
-from .progress import open_standard_streams
-from .wording import error_text
+from .terminal import PROGRAM, error_text, open_standard_streams
 
-PROGRAM = "latentsync-memsafe"
 LONGEST_MESSAGE = 2000  # characters
 
 # Each module has HELP (one line), add_arguments(parser), and run(arguments) -> exit status. Importing one imports

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import SyncOptions
+from ..report import Report, check_report
 from .options import (
     add_device_options,
     add_network_options,
+    add_output_options,
     check_device_options,
-    check_model,
     file_path,
     load_bundle,
     make_runtime,
 )
-from .progress import ProgressBar
-from .result import check_report, print_plan, print_stages, print_summary, save_report
+from .terminal import ProgressBar, print_summary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
     add("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     add("--steps", type=int, default=STEPS, help="denoising steps (default: %(default)s)")
-    add("--report", type=file_path, metavar="FILE.json", help="write frame counts, timings and peaks as JSON")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_output_options(parser)
     add_device_options(parser)
     add_network_options(parser)
 
@@ -55,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_device_options(arguments)
     from ..demo import astronaut, read_photo, spoken_sentence
     from ..validation import open_inputs
+    from ..weights.checkpoints import find_model_files
 
     photo = astronaut() if arguments.photo is None else read_photo(arguments.photo)
     audio = spoken_sentence() if arguments.audio is None else arguments.audio
     checked = photo[None] if arguments.photo is None else arguments.photo
     with open_inputs(checked, audio, arguments.out, options) as inputs:
         check_report(arguments.report, arguments.out, arguments.photo, audio, arguments.model)
-        check_model(arguments.model)
+        find_model_files(arguments.model)  # raises CheckpointError if one is missing
     return _animate(arguments, options, photo, inputs.audio, began)
 
 
@@ -82,8 +83,21 @@ def _animate(
         loaded = time.perf_counter()
         report = LipSyncPipeline(bundle, runtime).run(clip, audio, arguments.out, options)
     print_summary(arguments.out, report)
-    print("plan")
-    print_plan(report.plan)
-    print_stages(report, loaded - began)
-    save_report(report, arguments.report)
+    _print_details(report, loaded - began)
+    if arguments.report is not None:
+        report.save(arguments.report)
     return 0
+
+
+def _print_details(report: Report, load: float) -> None:
+    """Print the plan and the seconds of every stage; `load`: seconds until the networks were loaded."""
+    print("plan")
+    width = max(map(len, report.plan))
+    for name, value in report.plan.items():
+        print(f"  {name.replace('_', ' '):{width}} {value}")
+    print("seconds")
+    print(f"  {'load':16}{load:7.1f}")
+    print(f"  {'sync':16}{report.total_seconds:7.1f}  of which (stages overlap):")
+    for name, seconds in report.seconds.items():
+        print(f"    {name:14}{seconds:7.1f}")
+    sys.stdout.flush()

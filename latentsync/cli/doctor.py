@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .terminal import DOWNLOAD
+
 if TYPE_CHECKING:
     from ..weights.checkpoints import WeightFile
 
@@ -26,9 +28,6 @@ OPENCV = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
-OPTIONAL = {
-    "onnxruntime": "only needed for --face-detector insightface",
-}
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def diagnose(root: Path | None = None) -> list[Check]:
         _python(),
         _device(),
         *_libraries(),
-        *_optional(),
-        *_encoders(),
+        _onnxruntime(),
+        _encoder(),
         *_weights(root),
         *_faces(root),
         _disk(root),
@@ -123,23 +122,20 @@ def _requirements() -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in found if match]
 
 
-def _optional() -> Iterator[Check]:
-    for name, use in OPTIONAL.items():
-        found = _installed((name, f"{name}-gpu"))
-        yield Check(name, "ok", found or f"not installed ({use})")
+def _onnxruntime() -> Check:
+    found = _installed(("onnxruntime", "onnxruntime-gpu"))
+    message = found or "not installed (only needed for --face-detector insightface)"
+    return Check("onnxruntime", "ok", message)
 
 
-def _encoders() -> Iterator[Check]:
+def _encoder() -> Check:
     try:
         import av
     except ImportError as error:
-        yield Check("libx264", "fail", f"PyAV cannot be imported ({_first_line(error)}); reinstall av")
-        return
-    available = av.codecs_available
-    if "libx264" in available:
-        yield Check("libx264", "ok", f"in PyAV {av.__version__}")
-    else:
-        yield Check("libx264", "fail", f"not in PyAV {av.__version__}; reinstall av from PyPI")
+        return Check("libx264", "fail", f"PyAV cannot be imported ({_first_line(error)}); reinstall av")
+    if "libx264" in av.codecs_available:
+        return Check("libx264", "ok", f"in PyAV {av.__version__}")
+    return Check("libx264", "fail", f"not in PyAV {av.__version__}; reinstall av from PyPI")
 
 
 def _weights(root: Path) -> Iterator[Check]:
@@ -160,16 +156,15 @@ def _model(
     root: Path, name: str, files: Sequence[WeightFile], target: str, otherwise: Literal["warn", "fail"]
 ) -> Check:
     from ..weights.hub import is_verified
-    from .wording import COMMAND
 
     missing = _missing(root, files)
     if missing:
-        return Check(name, otherwise, f"missing {', '.join(map(str, missing))}; run: {COMMAND} {target}")
+        return Check(name, otherwise, f"missing {', '.join(map(str, missing))}; run: {DOWNLOAD} {target}")
     paths = [root / file.relative for file in files]
     size = f"{sum(path.stat().st_size for path in paths) / GIB:.2f} GiB in {paths[0].parent}"
     unchecked = [path.name for path in paths if not is_verified(root, path)]
     if unchecked:
-        return Check(name, "warn", f"{size}; {', '.join(unchecked)} not verified; run: {COMMAND} {target}")
+        return Check(name, "warn", f"{size}; {', '.join(unchecked)} not verified; run: {DOWNLOAD} {target}")
     return Check(name, "ok", f"{size}, hashes verified")
 
 
@@ -181,7 +176,6 @@ def _missing(root: Path, files: Sequence[WeightFile]) -> list[Path]:
 def _faces(root: Path) -> Iterator[Check]:
     from ..weights.checkpoints import FACE_FILES
     from ..weights.download import is_right
-    from .wording import COMMAND
 
     for file in FACE_FILES:
         path = root / file.relative
@@ -194,7 +188,7 @@ def _faces(root: Path) -> Iterator[Check]:
             yield Check(file.relative.name, "ok", f"{path}, hash verified")
         else:
             state = "is not the expected file" if path.is_file() else "is missing"
-            yield Check(file.relative.name, "fail", f"{path} {state}; run: {COMMAND} faces")
+            yield Check(file.relative.name, "fail", f"{path} {state}; run: {DOWNLOAD} faces")
 
 
 def _disk(root: Path) -> Check:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...memsafe import Runtime
     from ..faces import FaceDetector
     from ..weights.loading import ModelBundle
-    from .progress import ProgressBar
+    from .terminal import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,13 @@ def file_path(text: str) -> Path:
     if re.match(r"[A-Za-z][\w+.-]+://", text):
         raise argparse.ArgumentTypeError(f"{text!r} is an address; expected a file on this machine")
     return Path(text)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add --report and --quiet, for commands that write a video."""
+    add = parser.add_argument
+    add("--report", type=file_path, metavar="FILE.json", help="write frame counts, timings and peaks as JSON")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -90,12 +97,11 @@ def check_device_options(arguments: argparse.Namespace) -> None:
         )
     device = arguments.device
     if device is not None and not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", device):
-        raise InputError(f"device is {device!r}; expected cuda, cuda:1, mps or cpu.")
+        raise InputError(f"is {device!r}; expected cuda, cuda:1, mps or cpu.", options=("device",))
 
 
 def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None) -> Runtime:
-    """Return the runtime that the options describe; raises InputError for options this machine cannot satisfy."""
-    check_device_options(arguments)
+    """Return the runtime that checked options describe; raises InputError if this machine cannot satisfy them."""
     import torch
 
     from ...memsafe import Runtime
@@ -120,21 +126,10 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
     return runtime
 
 
-def check_model(model: str) -> None:
-    """Raise CheckpointError unless all files of the model are there. Imports no torch."""
-    from ..weights.checkpoints import find_model_files
-
-    find_model_files(model)
-
-
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:
     """Load the model that the options name, on the runtime's device; raises CheckpointError."""
     from ..weights.loading import load_models
 
     return load_models(
-        arguments.model,
-        dtype=runtime.plan.dtype,
-        device=runtime.home,
-        detector=detector,
-        int8=arguments.int8,
+        arguments.model, dtype=runtime.plan.dtype, device=runtime.home, detector=detector, int8=arguments.int8
     )

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from ..config import FACE_DETECTORS, Extend, Length, MissingFace, SyncOptions, as_fps
+from ..config import FACE_DETECTORS, Extend, Length, MissingFace, SyncOptions
+from ..report import check_report
 from .options import (
     add_device_options,
     add_network_options,
+    add_output_options,
     check_device_options,
-    check_model,
     file_path,
     load_bundle,
     make_runtime,
     values_of,
 )
-from .progress import ProgressBar
-from .result import check_report, print_summary, save_report
+from .terminal import ProgressBar, print_summary
 
 if TYPE_CHECKING:
     from ..validation import Inputs
 
 HELP = "lip-sync a video (or a portrait image) to speech"
 
-_FALLBACK = "if memory runs out and no exact step is left,"
+FALLBACKS = {
+    "--allow-frame-windows": "denoise fewer frames together, at last one by one, without motion",
+    "--allow-lower-resolution": "generate smaller faces, in steps of 64 px down to half the resolution",
+    "--allow-cpu": "continue on the CPU",
+    "--allow-vae-tiling": "let the VAE work on overlapping tiles, whose seams show slightly",
+    "--allow-int8": "store most of the denoiser's weights in 8 bits",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_generation(parser)
     _add_face_options(parser)
-    _add_fallbacks(parser)
     add = parser.add_argument
+    for option, action in FALLBACKS.items():
+        add(option, action="store_true", help=f"if memory runs out and no exact step is left, {action}")
     add("--parity", action="store_true", help="the published code's arithmetic, for comparison only")
     add(
         "--resume", action="store_true", help="keep finished frames beside the output, and continue from them"
     )
-    add("--report", type=file_path, metavar="FILE.json", help="write frame counts, timings and peaks as JSON")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_output_options(parser)
     add_device_options(parser)
     add_network_options(parser)
 
@@ -110,59 +117,16 @@ def _add_face_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_fallbacks(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--allow-frame-windows",
-        action="store_true",
-        help=f"{_FALLBACK} denoise fewer frames together, at last one by one, without motion",
-    )
-    add(
-        "--allow-lower-resolution",
-        action="store_true",
-        help=f"{_FALLBACK} generate smaller faces, in steps of 64 px down to half the resolution",
-    )
-    add("--allow-cpu", action="store_true", help=f"{_FALLBACK} continue on the CPU")
-    add(
-        "--allow-vae-tiling",
-        action="store_true",
-        help=f"{_FALLBACK} let the VAE work on overlapping tiles, whose seams show slightly",
-    )
-    add(
-        "--allow-int8",
-        action="store_true",
-        help=f"{_FALLBACK} store most of the denoiser's weights in 8 bits",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Check options, then files, then the model's files; only then import torch, load the networks and run."""
-    options = SyncOptions(
-        seed=arguments.seed,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        resolution=arguments.resolution,
-        fps=None if arguments.fps is None else as_fps(arguments.fps),
-        length=arguments.length,
-        extend=arguments.extend,
-        face_index=arguments.face_index,
-        face_at=arguments.face_at,
-        missing_face=arguments.missing_face,
-        crf=arguments.crf,
-        reuse_latents=arguments.reuse_latents,
-        allow_frame_windows=arguments.allow_frame_windows,
-        allow_lower_resolution=arguments.allow_lower_resolution,
-        allow_cpu=arguments.allow_cpu,
-        allow_vae_tiling=arguments.allow_vae_tiling,
-        allow_int8=arguments.allow_int8,
-        parity=arguments.parity,
-    )
+    options = SyncOptions(**{field.name: getattr(arguments, field.name) for field in fields(SyncOptions)})
     check_device_options(arguments)
     from ..validation import open_inputs
+    from ..weights.checkpoints import find_model_files
 
     with open_inputs(arguments.video, arguments.audio, arguments.out, options) as inputs:
         check_report(arguments.report, arguments.out, arguments.video, arguments.audio, arguments.model)
-        check_model(arguments.model)
+        find_model_files(arguments.model)  # raises CheckpointError if one is missing
         return _sync(arguments, options, inputs)
 
 
@@ -182,7 +146,8 @@ def _sync(arguments: argparse.Namespace, options: SyncOptions, inputs: Inputs) -
         )
     ThroughputHistory().record_run(runtime.info, bundle.config, options, report)
     print_summary(arguments.out, report)
-    save_report(report, arguments.report)
+    if arguments.report is not None:
+        report.save(arguments.report)
     return 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from ..training.options import Trainable, TrainingOptions
-from .options import add_device_options, make_runtime
-from .progress import ProgressBar
+from .options import add_device_options, check_device_options, make_runtime, values_of
+from .terminal import ProgressBar
 
 HELP = "fine-tune a model on a folder of talking-head clips"
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
     add(
         "--trainable",
-        choices=[part.value for part in Trainable],
+        choices=values_of(Trainable),
         help="part of the UNet (default: audio below 20 GB of GPU memory, else attention)",
     )
     add("--seed", type=int, default=1, help="(default: %(default)s)")
@@ -45,24 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, print progress, and print the model folder at the end; returns the exit status."""
-    a = arguments
-    options = TrainingOptions(
-        data=a.data,
-        out=a.out,
-        base=a.base,
-        steps=a.steps,
-        batch=a.batch,
-        learning_rate=a.learning_rate,
-        trainable=None if a.trainable is None else Trainable(a.trainable),
-        seed=a.seed,
-    )
+    values = {field.name: getattr(arguments, field.name) for field in fields(TrainingOptions)}
+    if arguments.trainable is not None:
+        values["trainable"] = Trainable(arguments.trainable)
+    options = TrainingOptions(**values)
+    check_device_options(arguments)
     from ...memsafe import Cancelled
     from ..training.fine_tune import fine_tune
 
     # The bar itself shows nothing, as it counts video frames; it passes signals on to the runtime.
-    with ProgressBar(True, a.stop) as host:
+    report = (lambda *_: None) if arguments.quiet else _print
+    with ProgressBar(True, arguments.stop) as host:
         try:
-            folder = fine_tune(options, make_runtime(a, host), (lambda *_: None) if a.quiet else _print)
+            folder = fine_tune(options, make_runtime(arguments, host), report)
         except (Cancelled, KeyboardInterrupt):
             raise KeyboardInterrupt("the same command resumes the training.") from None
     print(folder)

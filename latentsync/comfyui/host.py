@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from math import ceil
-from typing import Any
 
 import comfy.model_management as comfy_memory
 import numpy as np
@@ -77,15 +76,11 @@ class ComfyHost:
             self._model.load(module, leaving, self._runtime.plan)
 
     def _send(self, progress: Progress, file: dict[str, str] | None = None) -> None:
-        server = PromptServer.instance
-        server.send_sync(EVENT, {**self._payload(progress), "file": file}, server.client_id)
-
-    def _payload(self, progress: Progress) -> dict[str, Any]:
         runtime = self._runtime
         size = self._model.bundle.config.num_frames if self._model is not None else _WINDOW
         info = self._info if runtime is None else runtime.info
         vram = None if info.kind == "cpu" else info.total_memory
-        return {
+        payload = {
             "node": self._node_id,
             "stage": progress.stage,
             "done": progress.done,
@@ -100,4 +95,7 @@ class ComfyHost:
             "retries": 0 if runtime is None else sum(retry["count"] for retry in runtime.retries),
             "skipped": [list(interval) for interval in self._report.without_face],
             "warnings": self._warnings,
+            "file": file,
         }
+        server = PromptServer.instance
+        server.send_sync(EVENT, payload, server.client_id)

@@ -1,63 +1,30 @@
-"""Inputs with their tooltips: those that nodes share, and the longer lists."""
+"""Inputs of all nodes, with their ranges, defaults and tooltips."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 from comfy_api.latest import io
 
 from ...memsafe import MemoryMode
 from ..config import LARGEST_STEPS, MissingFace
+from ..validation import LARGEST_SIDE
 from ..video.formats import Preset
-from .models import PRECISIONS
+from ..video.length import LengthMode
+from .models import AS_NODE, OFFLOADS, PRECISIONS
 
-MEMORY_MODES = [mode.value for mode in MemoryMode]
 ATTENTION_MODES = ["flex", "flash", "standard"]
-OUTPUT_MODES = ["auto", "video_file", "frames"]
-FACE_SELECTIONS = ["largest", "index", "position"]
-MISSING_FACES = [choice.value for choice in MissingFace]
-PRESETS = [preset.value for preset in Preset]
-OFFLOADS = {"auto": None, "always": True, "never": False}
-AS_NODE = "as in the sync node"
-LARGEST_SEED = 2**64 - 1
-LARGEST_SIDE = 16384  # pixels
 LARGEST_COUNT = 2**31 - 1  # frames
 LONGEST = 24 * 3600.0  # seconds
 
 LatentSyncModel = io.Custom("LATENTSYNC_MODEL")
 
 
-def lips_expression(tooltip: str) -> io.Float.Input:
-    """Return the widget of the guidance scale."""
-    return io.Float.Input("lips_expression", default=1.5, min=1.0, max=3.0, step=0.1, tooltip=tooltip)
-
-
-def inference_steps(tooltip: str) -> io.Int.Input:
-    """Return the widget of the denoising steps."""
-    return io.Int.Input("inference_steps", default=20, min=1, max=LARGEST_STEPS, tooltip=tooltip)
-
-
-def memory_mode(tooltip: str) -> io.Combo.Input:
-    """Return the widget of memsafe's MemoryMode."""
-    return io.Combo.Input(
-        "memory_mode", options=MEMORY_MODES, default=MemoryMode.BALANCED.value, tooltip=tooltip
-    )
-
-
-def vram_limit_gb(tooltip: str) -> io.Float.Input:
-    """Return the widget of the GPU memory that a run may use; 0: all of it."""
-    return io.Float.Input("vram_limit_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip=tooltip)
-
-
-def image_fps() -> io.Float.Input:
-    """Return the widget of the frame rate of IMAGE input."""
-    tooltip = "Frame rate of IMAGE input. A VIDEO has its own frame rate, and this is ignored."
-    return io.Float.Input("fps", default=25.0, min=1.0, max=240.0, step=0.01, tooltip=tooltip)
-
-
 def sync_inputs() -> list[Any]:
     """Return the inputs of the sync node. Saved workflows hold values by position: append new inputs only."""
-    return [*_links(), *_sampling(), *_resources(), *_face(), *_fallbacks()]
+    return [*_links(), *_generation(), *_face(), *_fallbacks()]
 
 
 def _links() -> list[Any]:
@@ -74,14 +41,7 @@ def _links() -> list[Any]:
             optional=True,
             tooltip="Frames, or a single portrait, instead of a video. They take 12 bytes of memory per pixel.",
         ),
-        io.Float.Input(
-            "fps",
-            default=25.0,
-            min=1.0,
-            max=240.0,
-            step=0.001,
-            tooltip="Frame rate of images. A video has its own frame rate.",
-        ),
+        _frame_rate("Frame rate of images. A video has its own frame rate.", step=0.001),
         LatentSyncModel.Input(
             "model",
             optional=True,
@@ -96,80 +56,61 @@ def _links() -> list[Any]:
     ]
 
 
-def _sampling() -> list[Any]:
+def _generation() -> list[Any]:
     return [
         io.Int.Input(
             "seed",
             default=1247,
             min=0,
-            max=LARGEST_SEED,
+            max=2**64 - 1,
             control_after_generate=False,  # its widget would shift the values of saved workflows
             tooltip="Random seed. The same seed gives the same video.",
         ),
-        lips_expression(
+        _lips_expression(
             "Guidance scale: how strongly the lips follow the audio. 1.0 is the weakest and twice as fast."
         ),
-        inference_steps("Number of denoising steps. The time grows in proportion."),
-    ]
-
-
-def _resources() -> list[Any]:
-    return [
-        memory_mode("How much of the free GPU memory and main memory the batches may use."),
-        io.Combo.Input(
+        _inference_steps("Number of denoising steps. The time grows in proportion."),
+        _memory_mode("How much of the free GPU memory and main memory the batches may use."),
+        _choice(
             "attention_mode",
-            options=ATTENTION_MODES,
-            default="flash",
-            tooltip="flash: the fastest kernels of this device. standard: the plain formula. flex: gives the lips "
-            "more weight than in training, which changes the result.",
+            ATTENTION_MODES,
+            "flash",
+            "flash: the fastest kernels of this device. standard: the plain formula. flex: gives the lips more "
+            "weight than in training, which changes the result.",
         ),
-        io.Combo.Input(
+        _choice(
             "output_mode",
-            options=OUTPUT_MODES,
-            default="auto",
-            tooltip="video_file: a file in the output folder, no images. frames: images, and the file in the temp "
-            "folder only. auto: a file in the output folder, and images if something is connected to them and they "
-            "fit well into free memory.",
+            ["auto", "video_file", "frames"],
+            "auto",
+            "video_file: a file in the output folder, no images. frames: images, and the file in the temp folder "
+            "only. auto: a file in the output folder, and images if something is connected to them and they fit "
+            "well into free memory.",
         ),
-        vram_limit_gb("Plan as if the GPU had this much memory, in GiB. 0: all of it."),
+        _vram_limit("Plan as if the GPU had this much memory, in GiB. 0: all of it."),
     ]
 
 
 def _face() -> list[Any]:
     return [
-        io.Combo.Input(
+        _choice(
             "face_selection",
-            options=FACE_SELECTIONS,
-            default="largest",
-            tooltip="Face to sync: the largest, the one with face_index, or the one at face_x, face_y. It is tracked "
-            "from then on.",
+            ["largest", "index", "position"],
+            "largest",
+            "Face to sync: the largest, the one with face_index, or the one at face_x, face_y. It is tracked from "
+            "then on.",
         ),
-        io.Int.Input(
+        _integer(
             "face_index",
-            default=0,
-            min=0,
-            max=99,
-            tooltip="For face_selection index: position from the left, starting at 0, in the first frame with a face.",
+            "For face_selection index: position from the left, starting at 0, in the first frame with a face.",
+            most=99,
         ),
-        io.Int.Input(
-            "face_x",
-            default=0,
-            min=0,
-            max=LARGEST_SIDE,
-            tooltip="For face_selection position: pixels from the left edge.",
-        ),
-        io.Int.Input(
-            "face_y",
-            default=0,
-            min=0,
-            max=LARGEST_SIDE,
-            tooltip="For face_selection position: pixels from the top edge.",
-        ),
-        io.Combo.Input(
+        _integer("face_x", "For face_selection position: pixels from the left edge.", most=LARGEST_SIDE),
+        _integer("face_y", "For face_selection position: pixels from the top edge.", most=LARGEST_SIDE),
+        _choice(
             "missing_face",
-            options=MISSING_FACES,
-            default=MissingFace.KEEP.value,
-            tooltip="Frames in which the face is not found: keep them unchanged, or stop with an error.",
+            MissingFace,
+            "keep",
+            "Frames in which the face is not found: keep them unchanged, or stop with an error.",
         ),
         io.Boolean.Input(
             "allow_demo",
@@ -200,32 +141,32 @@ def _fallbacks() -> list[Any]:
 def loader_inputs(models: list[str]) -> list[Any]:
     """Return the inputs of the model loader. models: names and files to choose from."""
     return [
-        io.Combo.Input(
+        _choice(
             "checkpoint",
-            options=models,
-            default="1.6",
-            tooltip="1.6 (512 px), 1.5 (256 px), demo (small, included), or a folder or file in models/latentsync. "
+            models,
+            "1.6",
+            "1.6 (512 px), 1.5 (256 px), demo (small, included), or a folder or file in models/latentsync. "
             "extra_model_paths.yaml can add folders under latentsync.",
         ),
-        io.Combo.Input(
+        _choice(
             "precision",
-            options=list(PRECISIONS),
-            default="auto",
-            tooltip="Weight precision. auto: fp16 or bf16 on a GPU, fp32 on a CPU. int8: most UNet weights in 8 bits, "
-            "which takes half the memory and changes the result slightly.",
+            PRECISIONS,
+            "auto",
+            "Weight precision. auto: fp16 or bf16 on a GPU, fp32 on a CPU. int8: most UNet weights in 8 bits, which "
+            "takes half the memory and changes the result slightly.",
         ),
-        io.Combo.Input(
+        _choice(
             "attention",
-            options=[AS_NODE, *ATTENTION_MODES],
-            default=AS_NODE,
-            tooltip="Overrides attention_mode of the sync nodes that use this model.",
+            [AS_NODE, *ATTENTION_MODES],
+            AS_NODE,
+            "Overrides attention_mode of the sync nodes that use this model.",
         ),
-        io.Combo.Input(
+        _choice(
             "offload",
-            options=list(OFFLOADS),
-            default="auto",
-            tooltip="always: each network is on the GPU only while it is used. never: networks stay on the GPU as "
-            "long as ComfyUI has memory for them. auto: always on small GPUs.",
+            OFFLOADS,
+            "auto",
+            "always: each network is on the GPU only while it is used. never: networks stay on the GPU as long as "
+            "ComfyUI has memory for them. auto: always on small GPUs.",
         ),
         io.Boolean.Input(
             "auto_download",
@@ -245,37 +186,47 @@ def load_video_inputs(files: list[str]) -> list[Any]:
             upload=io.UploadType.video,
             tooltip="Video in ComfyUI's input folder. Drop a file here or upload one.",
         ),
-        io.Float.Input(
+        _number(
             "force_rate",
-            default=0.0,
-            min=0.0,
-            max=240.0,
-            step=0.01,
-            tooltip="Frames per second of the output. Frames are repeated or dropped; the duration stays. 0: as in "
-            "the file.",
+            "Frames per second of the output. Frames are repeated or dropped; the duration stays. 0: as in the file.",
+            most=240.0,
         ),
-        io.Int.Input(
+        _integer(
             "skip_first_frames",
-            default=0,
-            min=0,
-            max=LARGEST_COUNT,
-            tooltip="Frames to drop at the beginning, counted after force_rate. The audio starts with the first frame "
-            "that is kept.",
+            "Frames to drop at the beginning, counted after force_rate. The audio starts with the first frame that "
+            "is kept.",
+            most=LARGEST_COUNT,
         ),
-        io.Int.Input(
+        _integer(
             "frame_load_cap",
-            default=0,
-            min=0,
-            max=LARGEST_COUNT,
-            tooltip="Maximum number of frames. The audio ends with the last one. 0: no limit.",
+            "Maximum number of frames. The audio ends with the last one. 0: no limit.",
+            most=LARGEST_COUNT,
         ),
-        io.Int.Input(
+        _integer(
             "select_every_nth",
+            "Keep one of every n frames. The frame rate is divided by n, so the speed stays the same.",
             default=1,
-            min=1,
-            max=1000,
-            tooltip="Keep one of every n frames. The frame rate is divided by n, so the speed stays the same.",
+            least=1,
+            most=1000,
         ),
+    ]
+
+
+def length_inputs() -> list[Any]:
+    """Return the inputs of the node that makes video and audio equally long."""
+    return [
+        io.MultiType.Input("video", [io.Video, io.Image], tooltip="Frames: VIDEO of any length, or IMAGE."),
+        io.Audio.Input("audio", tooltip="Audio to match."),
+        _choice(
+            "mode",
+            LengthMode,
+            "bounce",
+            "bounce, loop and freeze make the video as long as the audio. A longer video is cut; a shorter one is "
+            "extended by playing it backwards and forwards (bounce), from its start again (loop), or by repeating "
+            "its last frame (freeze). cut_off: both end with the shorter one. silence: the video keeps its length, "
+            "and the audio is cut or padded with silence.",
+        ),
+        _frame_rate(),
     ]
 
 
@@ -283,30 +234,28 @@ def audio_inputs() -> list[Any]:
     """Return the inputs of the node that edits audio, in the order in which it applies them."""
     return [
         io.Audio.Input("audio", tooltip="Audio to edit."),
-        _seconds("start", 0.0, "Start of the part to keep, in seconds."),
-        _seconds("duration", 0.0, "Length of that part in seconds. 0: to the end."),
-        _seconds(
+        _number("start", "Start of the part to keep, in seconds.", most=LONGEST),
+        _number("duration", "Length of that part in seconds. 0: to the end.", most=LONGEST),
+        _number(
             "offset",
-            -LONGEST,
             "Shift of the audio against the video in seconds: positive inserts silence before it, negative drops its "
             "beginning.",
+            least=-LONGEST,
+            most=LONGEST,
         ),
-        io.Float.Input(
+        _number(
             "gain_db",
-            default=0.0,
-            min=-60.0,
-            max=60.0,
+            "Gain in decibels; 6 doubles the samples. Values beyond full scale are clipped only in files.",
+            least=-60.0,
+            most=60.0,
             step=0.1,
-            tooltip="Gain in decibels; 6 doubles the samples. Values beyond full scale are clipped only in files.",
         ),
-        io.Int.Input(
+        _integer(
             "sample_rate",
-            default=0,
-            min=0,
-            max=192000,
-            tooltip="Samples per second of the output, such as 16000 or 48000. 0: unchanged.",
+            "Samples per second of the output, such as 16000 or 48000. 0: unchanged.",
+            most=192000,
         ),
-        _seconds("silence_after", 0.0, "Silence to append, in seconds."),
+        _number("silence_after", "Silence to append, in seconds.", most=LONGEST),
     ]
 
 
@@ -321,25 +270,76 @@ def save_inputs() -> list[Any]:
             tooltip="Start of the file name, optionally with a folder below ComfyUI's output folder. Codes such as "
             "%date:yyyy-MM-dd% and %width% are filled in.",
         ),
-        io.Combo.Input(
+        _choice(
             "format",
-            options=PRESETS,
-            default=Preset.MP4.value,
-            tooltip="mp4 plays everywhere; a VIDEO that is an H.264 file already is copied without encoding. NVENC "
-            "always encodes, on an NVIDIA GPU; where that does not work it does the same as mp4, with a warning in "
-            "the log. mkv is for programs that have trouble with mp4. ProRes is for editing.",
+            Preset,
+            Preset.MP4.value,
+            "mp4 plays everywhere; a VIDEO that is an H.264 file already is copied without encoding. NVENC always "
+            "encodes, on an NVIDIA GPU; where that does not work it does the same as mp4, with a warning in the log. "
+            "mkv is for programs that have trouble with mp4. ProRes is for editing.",
         ),
-        io.Int.Input(
+        _integer(
             "crf",
+            "H.264 quality where frames are encoded: 0 best, 51 worst; 16 is hard to tell from the original. ProRes "
+            "has a fixed quality.",
             default=16,
-            min=0,
-            max=51,
-            tooltip="H.264 quality where frames are encoded: 0 best, 51 worst; 16 is hard to tell from the original. "
-            "ProRes has a fixed quality.",
+            most=51,
         ),
-        image_fps(),
+        _frame_rate(),
     ]
 
 
-def _seconds(name: str, least: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(name, default=0.0, min=least, max=LONGEST, step=0.01, tooltip=tooltip)
+def plan_inputs() -> list[Any]:
+    """Return the inputs of the node that estimates a run."""
+    return [
+        io.Video.Input("video", optional=True, tooltip="Input video. Defaults to 1920x1080 at 25 fps."),
+        io.Audio.Input(
+            "audio", optional=True, tooltip="Speech audio; sets the length. Defaults to the video's length."
+        ),
+        LatentSyncModel.Input(
+            "model", optional=True, tooltip="From LatentSync Model Loader. Defaults to LatentSync 1.6."
+        ),
+        _lips_expression("As in the sync node; values above 1.0 take twice the time."),
+        _inference_steps("As in the sync node."),
+        _memory_mode("As in the sync node."),
+        _vram_limit("As in the sync node. 0: all of it."),
+    ]
+
+
+def _choice(name: str, options: Iterable[str], default: str, tooltip: str) -> io.Combo.Input:
+    """options: texts, or an enum of texts."""
+    texts = [option.value if isinstance(option, Enum) else option for option in options]
+    return io.Combo.Input(name, options=texts, default=default, tooltip=tooltip)
+
+
+def _integer(name: str, tooltip: str, *, most: int, least: int = 0, default: int = 0) -> io.Int.Input:
+    return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
+
+
+def _number(
+    name: str, tooltip: str, *, most: float, least: float = 0.0, default: float = 0.0, step: float = 0.01
+) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip)
+
+
+def _frame_rate(
+    tooltip: str = "Frame rate of IMAGE input. A VIDEO has its own frame rate, and this is ignored.",
+    step: float = 0.01,
+) -> io.Float.Input:
+    return _number("fps", tooltip, default=25.0, least=1.0, most=240.0, step=step)
+
+
+def _lips_expression(tooltip: str) -> io.Float.Input:
+    return _number("lips_expression", tooltip, default=1.5, least=1.0, most=3.0, step=0.1)
+
+
+def _inference_steps(tooltip: str) -> io.Int.Input:
+    return _integer("inference_steps", tooltip, default=20, least=1, most=LARGEST_STEPS)
+
+
+def _memory_mode(tooltip: str) -> io.Combo.Input:
+    return _choice("memory_mode", MemoryMode, MemoryMode.BALANCED.value, tooltip)
+
+
+def _vram_limit(tooltip: str) -> io.Float.Input:
+    return _number("vram_limit_gb", tooltip, most=1024.0, step=0.5)

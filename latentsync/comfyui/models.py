@@ -41,6 +41,8 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "int8": None,
 }
+OFFLOADS = {"auto": None, "always": True, "never": False}
+AS_NODE = "as in the sync node"
 
 
 def register_model_folder() -> None:
@@ -89,7 +91,7 @@ class SyncModel:
     def __init__(
         self, bundle: ModelBundle, attention: str | None = None, offload: bool | None = None
     ) -> None:
-        self.bundle, self.attention, self.offload = bundle, attention, offload
+        self.bundle, self.attention, self._offload = bundle, attention, offload
         self.latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
         device = compute_device()
         offload_device = device if comfy_memory.is_device_cpu(device) else comfy_memory.unet_offload_device()
@@ -102,6 +104,12 @@ class SyncModel:
         self.shape = ModelShape.from_modules(
             *self.patchers, name=bundle.config.name, window_frames=bundle.config.num_frames
         )
+
+    @property
+    def offload(self) -> bool | None:
+        """As for `Runtime.auto`; ComfyUI's option --novram counts as the loader's "always"."""
+        no_vram = comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM
+        return True if self._offload is None and no_vram else self._offload
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,27 +156,28 @@ class SyncModel:
 
 
 def load_model(
-    name: str,
+    checkpoint: str,
     precision: str = "auto",
-    attention: str | None = None,
-    offload: bool | None = None,
+    attention: str = AS_NODE,
+    offload: str = "auto",
     fetch: Callable[[str, int, int], None] | None = None,
 ) -> SyncModel:
-    """Load the model `name` of `installed_models`; downloads only if `fetch`, their progress callback, is given.
+    """Load one of `installed_models` as the widgets of the loader say.
 
+    Downloads only if `fetch`, which shows the progress of downloads, is given.
     Raises CheckpointError naming the missing files and their folder, DownloadError, or memsafe.Cancelled.
     """
     roots = model_roots()
     if fetch is not None:
-        _fetch_missing(name, roots, fetch)
-    path, faces = find_model(name, roots), find_faces(roots)
+        _fetch_missing(checkpoint, roots, fetch)
+    path, faces = find_model(checkpoint, roots), find_faces(roots)
     device = compute_device()
     dtype = PRECISIONS[precision] or plan_for(probe(device)).dtype
     with torch.inference_mode(False):
         bundle = load_models(
             path, dtype=dtype, detector=load_detector(faces, device), int8=precision == "int8"
         )
-    return SyncModel(bundle, attention, offload)
+    return SyncModel(bundle, None if attention == AS_NODE else attention, OFFLOADS[offload])
 
 
 def choose_default(allow_demo: bool) -> tuple[str, CheckpointError | None]:

@@ -1,11 +1,11 @@
-"""Files in ComfyUI's folders, the workflow they hold, and frames returned as IMAGE."""
+"""Files in ComfyUI's output folder, the workflow they hold, and frames returned as IMAGE."""
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,17 @@ from ...memsafe.device.probe import GIB
 from ..errors import InputError, OutputError
 from ..video import FrameSource
 from ..video.buffers import FrameTensor, OutputBuffer
+from ..video.clip import open_clip, write_clip
+from ..video.formats import Preset
+from .media import (
+    LazyVideo,
+    clip_of,
+    progress_callback,
+    samples_of,
+    temporary_file,
+    temporary_folder,
+    text_metadata,
+)
 
 # Share of free memory that IMAGE output may take in output_mode auto: the next node may copy the frames, and the
 # run's own frames take up to a quarter in memory_mode balanced.
@@ -85,18 +96,6 @@ def _fill_in_date(prefix: str, now: datetime) -> str:
     return _DATE.sub(lambda date: _DATE_PARTS.sub(number, date[1]), prefix)
 
 
-def temporary_file(suffix: str) -> Path:
-    """Return a new file name in this pack's folder below ComfyUI's temp folder."""
-    folder = temporary_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{uuid.uuid4().hex}{suffix}"
-
-
-def temporary_folder() -> Path:
-    """Return this pack's folder below ComfyUI's temp folder; it may not exist."""
-    return Path(folder_paths.get_temp_directory()) / "latentsync"
-
-
 def workflow_metadata(hidden: Any) -> dict[str, str]:
     """Return what lets ComfyUI open the workflow from a file; empty if it was started with --disable-metadata."""
     if args.disable_metadata:
@@ -105,9 +104,41 @@ def workflow_metadata(hidden: Any) -> dict[str, str]:
     return text_metadata({**(hidden.extra_pnginfo or {}), **prompt})
 
 
-def text_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return metadata as a media file can hold it: values other than strings as JSON."""
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+def save_video(
+    video: Any, audio: Any, filename_prefix: str, format: str, crf: int, fps: float, hidden: Any
+) -> tuple[LazyVideo, Path, ui.SavedResult]:
+    """Write VIDEO, or IMAGE at `fps`, into the output folder, with AUDIO unless it is None.
+
+    Returns the saved file as VIDEO, its path, and the file that the page plays: a smaller copy where browsers
+    cannot play the file itself.
+    """
+    clip, preset = clip_of(video, fps), Preset(format)
+    if audio is not None:
+        clip = clip.with_audio(samples_of(audio))
+    size = clip.frames.width, clip.frames.height
+    draft = Draft(io.FolderType.output, filename_prefix, preset.suffix, size)
+    node, run = _node_and_run()
+    copy = None if preset.plays_in_browsers else temporary_file(f".{node}.{run}.mp4")
+    write_clip(clip, draft.path, preset, crf, workflow_metadata(hidden), copy, progress_callback(clip))
+    path, shown = draft.publish()
+    _remove_earlier_copies(node, run)
+    if copy is not None:
+        shown = ui.SavedResult(copy.name, copy.parent.name, io.FolderType.temp)
+    return LazyVideo(open_clip(path)), path, shown
+
+
+def _node_and_run() -> tuple[str, str]:
+    """Return the ids of the executing node and prompt as parts of a file name."""
+    context = get_executing_context()
+    return re.sub(r"\W", "-", context.node_id), re.sub(r"\W", "-", context.prompt_id)
+
+
+def _remove_earlier_copies(node: str, run: str) -> None:
+    """Delete the copies of earlier runs of a node; a node that is given a list makes several in one run."""
+    for copy in temporary_folder().glob(f"*.{node}.*.mp4"):
+        if not copy.name.endswith(f".{node}.{run}.mp4"):
+            with suppress(OSError):  # Windows keeps a file that is being read; the next run removes it
+                copy.unlink()
 
 
 def images_connected() -> bool:

@@ -8,32 +8,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as comfy_memory
 import torch
 from comfy_api.latest import io, ui
 
 from ...memsafe import Runtime, probe
 from .. import LipSyncPipeline, Report, SyncOptions
 from ..audio import AudioSource
-from ..config import ModelConfig
+from ..config import FALLBACKS, ModelConfig
 from ..errors import InputError
 from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
 from ..validation import Inputs, open_inputs
 from ..video import FrameSource
 from ..video.buffers import OutputBuffer
 from ..video.clip import open_clip
+from .errors import error_text
 from .host import ComfyHost
+from .media import LazyVideo, audio_source, clip_of, delete_with, temporary_folder
 from .models import SyncModel, choose_default, compute_device, load_model
-from .outputs import (
-    Draft,
-    collected_images,
-    images_too_large,
-    images_unwanted,
-    temporary_folder,
-    workflow_metadata,
-)
-from .video import LazyVideo, audio_source, clip_of, delete_with
-from .wording import error_text
+from .outputs import Draft, collected_images, images_too_large, images_unwanted, workflow_metadata
 
 DEFAULT_FPS = 25
 PREFIX = "latentsync/LatentSync"
@@ -79,7 +71,11 @@ def _run(
 ) -> SyncResult:
     """Load the model if none is given, run the pipeline, and collect the outputs."""
     mode, frames, source = settings["output_mode"], inputs.source, inputs.audio
-    name, warnings = _default(settings["allow_demo"]) if model is None else (model.bundle.config.name, [])
+    name, warnings = "", []
+    if model is None:
+        name, missing = choose_default(settings["allow_demo"])
+        if missing is not None:
+            warnings.append(f"The small demo model is used, and its quality is poor. {error_text(missing)}")
     # Before a model is loaded, so that frames that cannot fit are refused at once.
     blocked = images_unwanted(mode) or images_too_large(
         mode, frames, round(source.duration * frames.fps), _run_bytes(model, name, frames, source, settings)
@@ -128,14 +124,6 @@ def _frames(video: Any, images: Any, fps: float) -> FrameSource:
     return clip_of(images if video is None else video, fps).frames
 
 
-def _default(allow_demo: bool) -> tuple[str, list[str]]:
-    """Return the name of the model for a node to which none is connected, and warnings."""
-    name, missing = choose_default(allow_demo)
-    if missing is None:
-        return name, []
-    return name, [f"The small demo model is used, and its quality is poor. {error_text(missing)}"]
-
-
 def _options(settings: dict[str, Any]) -> SyncOptions:
     selection = settings["face_selection"]
     return SyncOptions(
@@ -145,11 +133,7 @@ def _options(settings: dict[str, Any]) -> SyncOptions:
         face_index=settings["face_index"] if selection == "index" else None,
         face_at=(settings["face_x"], settings["face_y"]) if selection == "position" else None,
         missing_face=settings["missing_face"],
-        allow_frame_windows=settings.get("allow_frame_windows", False),
-        allow_lower_resolution=settings.get("allow_lower_resolution", False),
-        allow_cpu=settings.get("allow_cpu", False),
-        allow_vae_tiling=settings.get("allow_vae_tiling", False),
-        allow_int8=settings.get("allow_int8", False),
+        **{name: settings.get(name, False) for name in FALLBACKS},
     )
 
 
@@ -160,23 +144,13 @@ def _runtime(settings: dict[str, Any], model: SyncModel, host: ComfyHost) -> Run
         vram_limit_gb=settings["vram_limit_gb"] or None,
         dtype=model.dtype,
         host=host,
-        offload=_offload(model),
+        offload=model.offload,
         attention_mode=model.attention or settings["attention_mode"],
     )
 
 
-def _offload(model: SyncModel) -> bool | None:
-    if model.offload is None and comfy_memory.vram_state is comfy_memory.VRAMState.NO_VRAM:
-        return True
-    return model.offload
-
-
 def _run_bytes(
-    model: SyncModel | None,
-    name: str,
-    frames: FrameSource,
-    source: AudioSource,
-    settings: dict[str, Any],
+    model: SyncModel | None, name: str, frames: FrameSource, source: AudioSource, settings: dict[str, Any]
 ) -> int:
     """Return the bytes of main memory that a run still has to allocate; a given model's weights are there already."""
     weights = 0
@@ -205,5 +179,5 @@ def _estimate(
         steps=settings["inference_steps"],
         guidance=settings["lips_expression"],
         shape=None if model is None else model.shape,
-        offload=None if model is None else _offload(model),
+        offload=None if model is None else model.offload,
     )

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from latentsync_memsafe.latentsync.cli import main
 from latentsync_memsafe.latentsync.cli import train as train_command
-from latentsync_memsafe.latentsync.cli.result import save_report
 from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.report import Report
 from latentsync_memsafe.latentsync.video import VideoWriter
@@ -358,19 +357,22 @@ def test_sync_prints_the_path_of_the_result_and_writes_the_report(
     assert all(len(digest) >= 8 for digest in report["hashes"].values()) and report["hashes"]
 
 
-def test_a_report_is_replaced_only_by_a_complete_one_and_links_are_followed(tmp_path: Path) -> None:
-    class Full(Report):
-        def save(self, path: Path) -> None:
-            path.write_text("{")
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_report_is_replaced_only_by_a_complete_one_and_links_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_a_part(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:1].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     target = tmp_path / "real.json"
     target.write_text("old")
     link = linked(tmp_path / "link.json", target)
-    with pytest.raises(OutputError, match=r"The video is complete, .*No space left"):
-        save_report(Full(), link)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", write_a_part)
+        with pytest.raises(OutputError, match=r"The video is complete, .*No space left"):
+            Report().save(link)
     assert target.read_text() == "old"
-    save_report(Report(frames=7), link)
+    Report(frames=7).save(link)
     assert link.is_symlink() and json.loads(target.read_text())["frames"] == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "real.json"]
 

@@ -517,12 +517,12 @@ def test_running_out_of_memory_keeps_our_message(comfy: Any, networks: Any) -> N
     model = pack.models.SyncModel(replace(networks, unet=Full(networks.unet, float("inf"))))
     with pytest.raises(MemoryLimitError, match=r"Memory ran out in denoise: it needed 2.00 GiB more"):
         run(pack, model)
-    pack.wording.comfy_memory.OOM_EXCEPTION = torch.OutOfMemoryError
-    pack.wording.comfy_memory.is_device_cpu = lambda device: False
+    pack.errors.comfy_memory.OOM_EXCEPTION = torch.OutOfMemoryError
+    pack.errors.comfy_memory.is_device_cpu = lambda device: False
     with (
         pytest.raises(torch.OutOfMemoryError, match="Memory ran out in denoise"),
-        pack.wording.errors_for_comfy(),
+        pack.errors.errors_for_comfy(),
     ):
         raise MemoryLimitError("Memory ran out in denoise: ...", on_host=False)
-    with pytest.raises(MemoryLimitError), pack.wording.errors_for_comfy():
+    with pytest.raises(MemoryLimitError), pack.errors.errors_for_comfy():
         raise MemoryLimitError("Memory ran out in paste: ...", on_host=True)

@@ -65,7 +65,7 @@ def test_files_are_opened_and_checked_once_from_the_early_check_to_the_output(
         assert (inputs.source.width, inputs.source.height, inputs.source.fps) == (128, 96, 25)
         assert inputs.audio.duration == Fraction(16, 100) and inputs.audio_media == audio
         pipeline = LipSyncPipeline(tiny_bundle(EveryFrame()), Runtime.auto("cpu"))
-        report = pipeline.run(inputs.source, inputs.audio, inputs.output, options)
+        report = pipeline.run(inputs.source, inputs.audio, tmp_path / "out.mp4", options)
     assert report.frames == 4 and (tmp_path / "out.mp4").is_file()
     assert calls == ["open_video", "open_audio"]
 
@@ -73,7 +73,7 @@ def test_files_are_opened_and_checked_once_from_the_early_check_to_the_output(
 def test_what_is_open_already_is_used_and_stays_open() -> None:
     source = Frames(FRAMES)
     with open_inputs(source, SAMPLES, None, SyncOptions()) as inputs:
-        assert inputs.source is source and inputs.output is None and inputs.mask is None
+        assert inputs.source is source and inputs.mask is None
         with open_inputs(source, inputs.audio, None, SyncOptions()) as again:
             assert again.audio is inputs.audio
             samples, rate = again.audio_media
@@ -90,7 +90,7 @@ def test_a_source_opened_here_is_closed(video: Path, monkeypatch: pytest.MonkeyP
     assert source.closed
     source.closed = False
     with (
-        pytest.raises(InputError, match="outside the video"),
+        pytest.raises(InputError, match="inside the video"),
         open_inputs(video, SAMPLES, None, SyncOptions(face_at=(500, 0))),
     ):
         pass

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 PACK = "latentsync_memsafe"
-ADAPTER = ("host", "inputs", "media", "models", "outputs", "sync", "validation", "video", "wording")
+ADAPTER = ("errors", "host", "inputs", "media", "models", "outputs", "sync")
 NODE_MODULES = {"nodes": "nodes", **{name: f"latentsync.comfyui.{name}" for name in ADAPTER}}
 
 

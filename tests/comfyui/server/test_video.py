@@ -24,7 +24,7 @@ spec.loader.exec_module(module)
 import av, folder_paths, numpy as np, torch
 from comfy_api.latest import InputImpl, Types
 
-videos = importlib.import_module(folder + ".latentsync.comfyui.video")
+videos = importlib.import_module(folder + ".latentsync.comfyui.media")
 nodes = importlib.import_module(folder + ".nodes")
 
 

@@ -1,17 +1,54 @@
-"""Progress bar on the terminal, and usable standard streams."""
+"""Standard streams, progress bar, and the words that commands print: errors with their advice, and the summary."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..errors import LatentSyncError, Remedy
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from ...memsafe import Progress
+    from ..report import Report
     from ..signals import Stop
+
+PROGRAM = "latentsync-memsafe"
+DOWNLOAD = f"{PROGRAM} download"
+ADVICE = {
+    Remedy.DOWNLOAD_1_6: f"run: {DOWNLOAD} 1.6",
+    Remedy.DOWNLOAD_1_5: f"run: {DOWNLOAD} 1.5",
+    Remedy.DOWNLOAD_FACES: f"run: {DOWNLOAD} faces",
+    Remedy.CHECK_INSTALLATION: f"run `{PROGRAM} doctor`",
+    Remedy.SYNC_VIDEO: f"use: {PROGRAM} sync",
+    Remedy.USE_FP32: "use --precision fp32",
+    Remedy.KEEP_MISSING_FACES: "use --missing-face keep",
+    Remedy.USE_VIDEO_LENGTH: "use --length video",
+    Remedy.FREEZE_LAST_FRAME: "use --extend freeze",
+    Remedy.ALLOW_FRAME_WINDOWS: "use --allow-frame-windows",
+    Remedy.ALLOW_LOWER_RESOLUTION: "use --allow-lower-resolution",
+    Remedy.ALLOW_CPU: "use --allow-cpu",
+    Remedy.ALLOW_VAE_TILING: "use --allow-vae-tiling",
+    Remedy.ALLOW_INT8: "use --allow-int8",
+}
+
+
+def error_text(error: LatentSyncError) -> str:
+    """Return the text of an error with the options and commands of the command line."""
+    return error.render(lambda option: f"--{option.replace('_', '-')}", ADVICE)
+
+
+def print_summary(out: Path, report: Report) -> None:
+    """Print one line: file, length and time taken."""
+    print(
+        f"{out}: {report.frames} frames at {report.fps} fps, {report.duration:.2f} s, "
+        f"in {report.total_seconds:.1f} s on {report.device} ({report.tier} plan).",
+        flush=True,
+    )
 
 
 def open_standard_streams() -> None:

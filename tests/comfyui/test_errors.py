@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync import SyncOptions
-from latentsync_memsafe.latentsync.cli import main, wording
+from latentsync_memsafe.latentsync.cli import main, terminal
 from latentsync_memsafe.latentsync.config import as_fps
 from latentsync_memsafe.latentsync.errors import (
     FaceError,
@@ -121,21 +121,21 @@ def test_errors_have_the_words_of_their_front_end(case: str, pack: SimpleNamespa
         call(tmp_path)
     error = caught.value
     assert not COMMAND_LINE.search(str(error)), "the neutral text"
-    assert on_command_line in wording.error_text(error)
-    with pytest.raises(type(error)) as shown, pack.wording.errors_for_comfy():
+    assert on_command_line in terminal.error_text(error)
+    with pytest.raises(type(error)) as shown, pack.errors.errors_for_comfy():
         raise error
     assert in_node in str(shown.value) and not COMMAND_LINE.search(str(shown.value))
 
 
 def test_the_command_line_words_every_remedy_and_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(wording.ADVICE) == set(Remedy)
+    assert set(terminal.ADVICE) == set(Remedy)
     with pytest.raises(SystemExit):
         main(["sync", "--help"])
     known = capsys.readouterr().out
     for field in fields(SyncOptions):
-        name = wording.error_text(InputError("is wrong.", options=(field.name,))).split()[0]
+        name = terminal.error_text(InputError("is wrong.", options=(field.name,))).split()[0]
         assert name in known
-    for text in wording.ADVICE.values():
+    for text in terminal.ADVICE.values():
         assert not {"inference_steps", "lips_expression", "auto_download"} & set(text.split())
 
 
@@ -143,11 +143,11 @@ def test_node_advice_names_inputs_that_exist(pack: SimpleNamespace) -> None:
     extension = asyncio.run(pack.nodes.comfy_entrypoint())
     nodes = asyncio.run(extension.get_node_list())
     inputs = {widget.id for node in nodes for widget in node.define_schema().inputs}
-    named = {word for text in pack.wording.ADVICE.values() for word in re.findall(r"\w+_\w+", text)}
+    named = {word for text in pack.errors.ADVICE.values() for word in re.findall(r"\w+_\w+", text)}
     assert named <= inputs and named >= {"auto_download", "missing_face", "allow_cpu"}
-    assert {name for text in pack.wording.WIDGETS.values() for name in text.split(" and ")} <= inputs
+    assert {name for text in pack.errors.WIDGETS.values() for name in text.split(" and ")} <= inputs
 
 
 def test_cancelled_runs_become_interrupts(pack: SimpleNamespace) -> None:
-    with pytest.raises(InterruptProcessingException), pack.wording.errors_for_comfy():
+    with pytest.raises(InterruptProcessingException), pack.errors.errors_for_comfy():
         raise Cancelled

@@ -1,14 +1,17 @@
-"""Words for errors in ComfyUI, and the exceptions that it expects of a node."""
+"""Errors in ComfyUI: checks of widget values, words for errors, and the exceptions that it expects of a node."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
+from typing import Any
 
 import comfy.model_management as comfy_memory
+from comfy_api.latest import io
 
 from ...memsafe import Cancelled
-from ..errors import LatentSyncError, MemoryLimitError, Remedy
+from ..errors import InputError, LatentSyncError, MemoryLimitError, Remedy
 from .models import compute_device
 
 _LOADER = "the LatentSync Model Loader node"
@@ -27,6 +30,30 @@ ADVICE = {
 }
 # Widgets whose names are not those of the options they set.
 WIDGETS = {"steps": "inference_steps", "guidance": "lips_expression", "face_at": "face_x and face_y"}
+
+
+def check_choices(inputs: Sequence[io.Input], **values: str | None) -> bool | str:
+    """Return True, or the error of `check_widgets`, for validate_inputs. None: the value comes over a link."""
+    try:
+        check_widgets(inputs, {name: value for name, value in values.items() if value is not None})
+    except InputError as error:
+        return str(error)
+    return True
+
+
+def check_widgets(inputs: Sequence[io.Input], values: Mapping[str, Any]) -> None:
+    """Raise InputError for a value that its widget would not take; ComfyUI checks none that comes over a link."""
+    for widget in inputs:
+        if widget.id not in values:
+            continue
+        value, valid, expected = values[widget.id], True, ""
+        if (options := getattr(widget, "options", None)) is not None:
+            valid, expected = value in options, f"one of: {', '.join(options)}"
+        elif (least := getattr(widget, "min", None)) is not None:
+            valid = isinstance(value, Real) and least <= value <= widget.max
+            expected = f"{least} to {widget.max}"
+        if not valid:
+            raise InputError(f"is {value!r}; expected {expected}.", options=(widget.id,))
 
 
 def error_text(error: LatentSyncError) -> str:
