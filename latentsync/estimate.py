@@ -21,7 +21,6 @@ from .video import FrameSource
 # Of H.264 at CRF 16: measured 0.056 to 0.075 on three talking heads of 1080x1920.
 BITS_PER_PIXEL = 0.08
 
-HISTORY_FILE = "pace-history.json"  # beside the history of batch sizes
 _TOTAL = "microseconds per frame, by steps"
 _DENOISING = "of these denoising"  # the part that is proportional to the number of steps
 _FEWEST_WINDOWS = 3  # shorter runs are not recorded, because one-time work dominates them
@@ -132,11 +131,11 @@ def model_shape(config: ModelConfig, dtype: torch.dtype) -> ModelShape:
 
 
 class ThroughputHistory:
-    """Seconds per frame of earlier runs, in a small file of the user's cache folder, or nowhere without a home."""
+    """Seconds per frame of earlier runs, in the history file of the batch sizes, or nowhere without a home."""
 
     def __init__(self) -> None:
-        batches = default_history_path()
-        self._history = None if batches is None else History(batches.with_name(HISTORY_FILE))
+        path = default_history_path()
+        self._history = None if path is None else History(path)
 
     def record_run(self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report) -> None:
         """Record a finished run, unless it was short or ran out of memory and took other steps than planned."""

@@ -21,7 +21,7 @@ from ..memsafe.storage.latent_cache import content_key, module_key
 from .config import SyncOptions
 from .errors import FaceError, OutputError
 from .faces.locate import LocatedFrame
-from .patch import Patch, StableBox
+from .frame_patch import Patch, StableBox
 from .weights.checkpoints import sha256_of
 from .weights.loading import ModelBundle
 

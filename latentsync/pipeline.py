@@ -33,14 +33,14 @@ from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
 from .faces.locate import FaceLocator, LocatedFrame, guarded_detection
+from .frame_patch import Patch
 from .generator import FaceGenerator
 from .journal import Journal, remove_journal, run_key
-from .patch import Patch
 from .report import Report
 from .validation import Audio, Inputs, Source, open_inputs
 from .video import FrameSource, VideoWriter
 from .video.buffers import OutputBuffer, ReplayBuffer
-from .video.timeline import timeline
+from .video.extend import timeline
 from .weights.loading import ModelBundle
 from .windows import grouped
 from .workload import translate_oom, workload_for

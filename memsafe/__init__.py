@@ -7,41 +7,62 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention.modes import ModelAttention as ModelAttention
-    from .attention.region import KeyRegion as KeyRegion
-    from .batching.batch_sizer import BatchSizer as BatchSizer
-    from .batching.oom import Failure as Failure
-    from .batching.oom import is_oom as is_oom
-    from .batching.recovery import OutOfMemory as OutOfMemory
-    from .batching.recovery import restart_on_plan_change as restart_on_plan_change
-    from .choices import AttentionMode as AttentionMode
-    from .choices import MemoryMode as MemoryMode
-    from .device.probe import DeviceInfo as DeviceInfo
-    from .device.probe import probe as probe
-    from .host import Cancelled as Cancelled
-    from .host import Host as Host
-    from .host import NullHost as NullHost
-    from .host import Progress as Progress
-    from .optimizer import AdaptiveMemoryOptimizer as AdaptiveMemoryOptimizer
-    from .optimizer import integrate_adaptive_optimizer as integrate_adaptive_optimizer
-    from .plan.memory_model import ModelShape as ModelShape
-    from .plan.memory_model import VideoShape as VideoShape
-    from .plan.memory_model import shape_of as shape_of
-    from .plan.memory_plan import MemoryPlan as MemoryPlan
-    from .plan.memory_plan import Tier as Tier
-    from .plan.memory_plan import peak_of as peak_of
-    from .plan.plan_for import plan_for as plan_for
-    from .plan.steps import step_down as step_down
-    from .plan.steps import steps_named as steps_named
-    from .plan.task import Task as Task
-    from .runtime import Runtime as Runtime
-    from .storage.latent_cache import LatentCache as LatentCache
-    from .storage.latent_cache import default_latent_path as default_latent_path
-    from .storage.latent_cache import module_key as module_key
-    from .weights.precision import autocast as autocast
-    from .weights.precision import quantize_weights as quantize_weights
-    from .weights.precision import weight_dtype as weight_dtype
-    from .workload import Workload as Workload
+    from .attention.modes import ModelAttention
+    from .attention.region import KeyRegion
+    from .batching.batch_sizer import BatchSizer
+    from .batching.oom import Failure, is_oom
+    from .batching.recovery import OutOfMemory, restart_on_plan_change
+    from .choices import AttentionMode, MemoryMode
+    from .device.probe import DeviceInfo, probe
+    from .host import Cancelled, Host, NullHost, Progress
+    from .optimizer import AdaptiveMemoryOptimizer, integrate_adaptive_optimizer
+    from .plan.memory_model import ModelShape, VideoShape, shape_of
+    from .plan.memory_plan import MemoryPlan, Tier, peak_of
+    from .plan.plan_for import plan_for
+    from .plan.step_down import step_down, steps_named
+    from .plan.task import Task
+    from .runtime import Runtime
+    from .storage.latent_cache import LatentCache, default_latent_path, module_key
+    from .weights.precision import autocast, quantize_weights, weight_dtype
+    from .workload import Workload
+
+__all__ = [
+    "AdaptiveMemoryOptimizer",
+    "AttentionMode",
+    "BatchSizer",
+    "Cancelled",
+    "DeviceInfo",
+    "Failure",
+    "Host",
+    "KeyRegion",
+    "LatentCache",
+    "MemoryMode",
+    "MemoryPlan",
+    "ModelAttention",
+    "ModelShape",
+    "NullHost",
+    "OutOfMemory",
+    "Progress",
+    "Runtime",
+    "Task",
+    "Tier",
+    "VideoShape",
+    "Workload",
+    "autocast",
+    "default_latent_path",
+    "integrate_adaptive_optimizer",
+    "is_oom",
+    "module_key",
+    "peak_of",
+    "plan_for",
+    "probe",
+    "quantize_weights",
+    "restart_on_plan_change",
+    "shape_of",
+    "step_down",
+    "steps_named",
+    "weight_dtype",
+]
 
 _MODULE_OF = {
     "AdaptiveMemoryOptimizer": "optimizer",
@@ -76,8 +97,8 @@ _MODULE_OF = {
     "quantize_weights": "weights.precision",
     "restart_on_plan_change": "batching.recovery",
     "shape_of": "plan.memory_model",
-    "step_down": "plan.steps",
-    "steps_named": "plan.steps",
+    "step_down": "plan.step_down",
+    "steps_named": "plan.step_down",
     "weight_dtype": "weights.precision",
 }
 

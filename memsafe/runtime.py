@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from .attention.modes import AttentionMode
-from .batching.batches import CallContext, run_batched
 from .batching.pressure import MemoryKind, PressureMonitor, monitor_for
 from .batching.recovery import Recovery
+from .batching.run_batched import CallContext, run_batched
 from .device.memory import (
     allocated_memory,
     empty_cache,
@@ -181,7 +181,7 @@ class Runtime:
 
         task: decides the batch size, and names the stage in times and reports. network: is on the device from
         the first batch to the last; streamable: its weights may come block by block. most: items per call at
-        most; None: as many as the task's plan says. See `batching.batches.run_batched`.
+        most; None: as many as the task's plan says. See `batching.run_batched`.
         """
         items = items if isinstance(items, Sequence) else list(items)
         with _OnDevice(self, task, network, streamable) as context:

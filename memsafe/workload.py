@@ -10,7 +10,7 @@ from torch import nn
 from .batching.recovery import ADVICE
 from .plan.memory_model import ModelShape, VideoShape
 from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES
-from .plan.steps import Step, steps_named
+from .plan.step_down import Step, steps_named
 
 
 @dataclass(frozen=True)

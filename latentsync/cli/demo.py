@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.perf_counter()
     options = SyncOptions(seed=arguments.seed, steps=arguments.steps)
     check_device_options(arguments)
-    from ..demo import astronaut, read_photo, spoken_sentence
+    from ..demo_inputs import astronaut, read_photo, spoken_sentence
     from ..validation import open_inputs
     from ..weights.checkpoints import find_model_files
 
@@ -70,7 +70,7 @@ def _animate(
     arguments: argparse.Namespace, options: SyncOptions, photo: np.ndarray, audio: Audio, began: float
 ) -> int:
     """began: time of `time.perf_counter` at which the command started."""
-    from ..demo import MovingPhoto, largest_face
+    from ..demo_inputs import MovingPhoto, largest_face
     from ..faces import load_detector
     from ..pipeline import LipSyncPipeline
 

@@ -155,7 +155,7 @@ def _weights(root: Path) -> Iterator[Check]:
 def _model(
     root: Path, name: str, files: Sequence[WeightFile], target: str, otherwise: Literal["warn", "fail"]
 ) -> Check:
-    from ..weights.hub import is_verified
+    from ..weights.hub_download import is_verified
 
     missing = _missing(root, files)
     if missing:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..audio.decode import AudioClip, FileAudio
 from ..errors import AudioError, VideoError
-from .audio_track import codec_name
+from .audio_mux import codec_name
 from .decode import open_video_stream
 from .formats import Preset, can_hold_audio, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors

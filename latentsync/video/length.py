@@ -15,12 +15,12 @@ from ..audio.edit import fit
 from ..config import Extend
 from ..errors import AudioError
 from .clip import Clip
+from .extend import timeline
 from .source import DerivedSource, FrameSource
-from .timeline import timeline
 
 
 class LengthMode(str, Enum):
-    """How a video and audio of different lengths become equally long."""
+    """The way a video and audio of different lengths become equally long."""
 
     BOUNCE = "bounce"  # as long as the audio; a short video continues backwards, forwards, ...
     LOOP = "loop"  # as long as the audio; a short video starts again

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..audio.source import AudioInput
 from ..errors import InputError, OutputError
-from .audio_track import AudioTrack, VideoEnd, open_track
+from .audio_mux import AudioTrack, VideoEnd, open_track
 from .color import FromRGB, complete_tags
 from .formats import VideoEncoding, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors

@@ -25,7 +25,7 @@ from .checkpoints import (
     checkpoints_root,
     sha256_of,
 )
-from .hub import Progress, fetch
+from .hub_download import Progress, fetch
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..batching.oom import is_oom
 from ..choices import AttentionMode
-from .region import (
-    Attend,
-    KeyRegion,
-    attend_weighted,
-    flex_attend,
-    is_compile_failure,
-    reason_without_flex,
-)
+from .region import Attend, KeyRegion, attend_weighted, flex_attend, is_compile_failure, reason_without_flex
 from .slicing import attend_in_slices, chosen_backend, least_slices, map_tokens_in_slices, stores_scores
 
 logger = logging.getLogger(__name__)

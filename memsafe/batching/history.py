@@ -46,9 +46,9 @@ def cache_folder() -> Path | None:
 
 
 def default_history_path() -> Path | None:
-    """Return the file of batch sizes in the cache folder; None for a user without a home folder."""
+    """Return the history file in the cache folder; None for a user without a home folder."""
     folder = cache_folder()
-    return None if folder is None else folder / "batch-history.json"
+    return None if folder is None else folder / "history.json"
 
 
 class History:
@@ -98,7 +98,7 @@ class History:
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("The history of batch sizes %s %s: %s", self.path, what, error)
+            logger.warning("The history of earlier runs %s %s: %s", self.path, what, error)
 
 
 def _to_json(entries: Mapping[str, Tables]) -> str:

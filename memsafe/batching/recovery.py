@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from ..plan.memory_plan import MemoryPlan
-from ..plan.steps import STEPS, Step, missing_permissions, step_down
+from ..plan.step_down import STEPS, Step, missing_permissions, step_down
 from ..plan.task import Task
 from .batch_sizer import BatchSizer
 from .oom import Failure, is_oom

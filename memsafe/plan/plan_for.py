@@ -19,7 +19,7 @@ from .memory_plan import (
     peak_by_task,
     peak_of,
 )
-from .steps import step_down
+from .step_down import step_down
 
 logger = logging.getLogger(__name__)
 

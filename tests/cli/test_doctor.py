@@ -13,7 +13,7 @@ from latentsync_memsafe.latentsync.cli.doctor import Check, diagnose
 from latentsync_memsafe.latentsync.weights import checkpoints
 from latentsync_memsafe.latentsync.weights import download as download_module
 from latentsync_memsafe.latentsync.weights.checkpoints import MODEL_FILES, VAE_FILES
-from latentsync_memsafe.latentsync.weights.hub import VERIFIED, mark_verified
+from latentsync_memsafe.latentsync.weights.hub_download import VERIFIED, mark_verified
 from latentsync_memsafe.memsafe.device.probe import probe
 
 from support.paths import ROOT

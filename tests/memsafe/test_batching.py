@@ -16,7 +16,6 @@ from torch import nn
 
 from latentsync_memsafe.memsafe import Cancelled, Task, plan_for, steps_named
 from latentsync_memsafe.memsafe.batching.batch_sizer import BatchSizer
-from latentsync_memsafe.memsafe.batching.batches import run_batched
 from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor
 from latentsync_memsafe.memsafe.batching.recovery import (
     OutOfMemory,
@@ -24,7 +23,8 @@ from latentsync_memsafe.memsafe.batching.recovery import (
     Recovery,
     restart_on_plan_change,
 )
-from latentsync_memsafe.memsafe.plan.steps import Step
+from latentsync_memsafe.memsafe.batching.run_batched import run_batched
+from latentsync_memsafe.memsafe.plan.step_down import Step
 from latentsync_memsafe.memsafe.threads import prefetch
 
 from support.cards import card

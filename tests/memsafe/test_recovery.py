@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from latentsync_memsafe.memsafe import BatchSizer, MemoryPlan, Task, plan_for, steps_named
-from latentsync_memsafe.memsafe.batching.batches import run_batched
 from latentsync_memsafe.memsafe.batching.oom import Failure
 from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor
 from latentsync_memsafe.memsafe.batching.recovery import OutOfMemory, PlanChanged, Recovery
-from latentsync_memsafe.memsafe.plan.steps import PERMISSIONS, STEPS, step_down
+from latentsync_memsafe.memsafe.batching.run_batched import run_batched
+from latentsync_memsafe.memsafe.plan.step_down import PERMISSIONS, STEPS, step_down
 
 from support.cards import GIB, card
 from support.faults import AMBIGUOUS, little_garbage

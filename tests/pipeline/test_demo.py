@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync_memsafe.latentsync import demo
+from latentsync_memsafe.latentsync import demo_inputs
 from latentsync_memsafe.latentsync.cli import main
 from latentsync_memsafe.latentsync.cli.demo import OUT
-from latentsync_memsafe.latentsync.demo import MovingPhoto, astronaut, read_photo
+from latentsync_memsafe.latentsync.demo_inputs import MovingPhoto, astronaut, read_photo
 from latentsync_memsafe.latentsync.errors import VideoError
 from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.video import FrameSource
@@ -166,7 +166,7 @@ def test_the_demo_writes_a_lip_synced_video_and_prints_plan_and_timings(
 ) -> None:
     audio = make_sound(tmp_path / "tone.wav", tone(0.5, 16_000), "pcm_s16le", 16_000)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "spoken_sentence", lambda: audio)
+    monkeypatch.setattr(demo_inputs, "spoken_sentence", lambda: audio)
     assert main(command(material, None, report="numbers/report.json")) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{OUT}: 12 frames at 25 fps, 0.48 s")
@@ -286,7 +286,7 @@ def test_missing_parts_of_the_installation_are_named(
     monkeypatch.setenv("LATENTSYNC_MEMSAFE_CHECKPOINTS", str(tmp_path / "nothing"))
     assert main(command(material, audio)) == 2
     assert "Run: latentsync-memsafe download faces" in capsys.readouterr().err
-    monkeypatch.setattr(demo, "PACKAGE", tmp_path)
+    monkeypatch.setattr(demo_inputs, "PACKAGE", tmp_path)
     assert main(command(material, None)) == 2
     message = capsys.readouterr().err
     assert "demo_speech.flac" in message and "--audio" in message

@@ -22,8 +22,8 @@ from hypothesis.extra import numpy as hnp
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync.errors import FaceError, OutputError
 from latentsync_memsafe.latentsync.faces.locate import LocatedFrame
+from latentsync_memsafe.latentsync.frame_patch import StableBox, changed_box
 from latentsync_memsafe.latentsync.journal import Journal, remove_journal, run_key
-from latentsync_memsafe.latentsync.patch import StableBox, changed_box
 from latentsync_memsafe.latentsync.video import VideoWriter
 from latentsync_memsafe.memsafe import Cancelled, Runtime
 

@@ -10,7 +10,7 @@ import pytest
 
 from latentsync_memsafe.latentsync import media_file
 from latentsync_memsafe.latentsync.audio import open_audio
-from latentsync_memsafe.latentsync.video import audio_track
+from latentsync_memsafe.latentsync.video import audio_mux
 from latentsync_memsafe.latentsync.video.decode import decode_frames
 from latentsync_memsafe.memsafe import is_oom
 
@@ -117,4 +117,4 @@ def test_audio_that_is_copied() -> None:
     for error in SHORTAGES:
         failing = Failing("demux", error)
         with pytest.raises(MemoryError):
-            list(audio_track._read_packets(failing, failing))
+            list(audio_mux._read_packets(failing, failing))

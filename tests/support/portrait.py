@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsync_memsafe.latentsync.demo import MovingPhoto, astronaut
+from latentsync_memsafe.latentsync.demo_inputs import MovingPhoto, astronaut
 
 SAMPLE_RATE = 16_000
 ASTRONAUTS_FACE = (178.0, 68.9, 271.8, 176.5)  # as MediaPipe's models find it

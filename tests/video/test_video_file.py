@@ -18,15 +18,10 @@ from PIL import Image
 
 from latentsync_memsafe.latentsync.audio import open_audio
 from latentsync_memsafe.latentsync.errors import InputError, VideoError
-from latentsync_memsafe.latentsync.video import (
-    ArraySource,
-    ColorTags,
-    FrameSource,
-    open_video,
-)
+from latentsync_memsafe.latentsync.video import ArraySource, ColorTags, FrameSource, open_video
+from latentsync_memsafe.latentsync.video.extend import reversed_frames
 from latentsync_memsafe.latentsync.video.frame_clock import Clock, nominal_rate
 from latentsync_memsafe.latentsync.video.orientation import Orientation
-from latentsync_memsafe.latentsync.video.timeline import reversed_frames
 
 from support import media, paths
 

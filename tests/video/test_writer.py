@@ -408,17 +408,17 @@ def test_audio_and_video_are_interleaved(tmp_path: Path) -> None:
 
 
 def test_audio_is_read_only_as_far_as_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentsync_memsafe.latentsync.video import audio_track
+    from latentsync_memsafe.latentsync.video import audio_mux
 
     read = []
-    original = audio_track._read_packets
+    original = audio_mux._read_packets
 
     def counted(*arguments):
         for packet in original(*arguments):
             read.append(packet.pts)
             yield packet
 
-    monkeypatch.setattr(audio_track, "_read_packets", counted)
+    monkeypatch.setattr(audio_mux, "_read_packets", counted)
     audio = media.make_sound(tmp_path / "a.mp3", media.tone(60), "libmp3lame")
     with VideoWriter(tmp_path / "out.mp4", Fraction(25), *SIZE, audio=audio) as sink:
         for number in range(100):

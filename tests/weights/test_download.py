@@ -16,8 +16,9 @@ import pytest
 
 from latentsync_memsafe.latentsync.errors import CheckpointError, DownloadError, InputError
 from latentsync_memsafe.latentsync.faces import load_detector
-from latentsync_memsafe.latentsync.weights import checkpoints, hub
+from latentsync_memsafe.latentsync.weights import checkpoints
 from latentsync_memsafe.latentsync.weights import download as download_module
+from latentsync_memsafe.latentsync.weights import hub_download as hub
 from latentsync_memsafe.latentsync.weights.checkpoints import (
     FACE_FILES,
     MODEL_FILES,
@@ -26,7 +27,7 @@ from latentsync_memsafe.latentsync.weights.checkpoints import (
     WheelMember,
 )
 from latentsync_memsafe.latentsync.weights.download import download
-from latentsync_memsafe.latentsync.weights.hub import digest_of, is_verified, mark_verified
+from latentsync_memsafe.latentsync.weights.hub_download import digest_of, is_verified, mark_verified
 from latentsync_memsafe.latentsync.weights.loading import load_models
 from latentsync_memsafe.memsafe import Cancelled
 

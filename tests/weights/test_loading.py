@@ -14,12 +14,7 @@ from latentsync_memsafe.latentsync.errors import CheckpointError
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
 from latentsync_memsafe.latentsync.weights import loading
 from latentsync_memsafe.latentsync.weights.checkpoints import folder_config
-from latentsync_memsafe.latentsync.weights.loading import (
-    load_audio_encoder,
-    load_models,
-    load_unet,
-    load_vae,
-)
+from latentsync_memsafe.latentsync.weights.loading import load_audio_encoder, load_models, load_unet, load_vae
 from latentsync_memsafe.latentsync.weights.state_dict import (
     assign_weights,
     describe,

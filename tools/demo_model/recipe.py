@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latentsync_memsafe.latentsync.config import ModelConfig
-from latentsync_memsafe.latentsync.demo import astronaut
+from latentsync_memsafe.latentsync.demo_inputs import astronaut
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel

@@ -19,7 +19,7 @@ from torch import nn
 
 from latentsync_memsafe.latentsync import LipSyncPipeline, ModelBundle, SyncOptions
 from latentsync_memsafe.latentsync.audio import log_mel, open_audio
-from latentsync_memsafe.latentsync.demo import MovingPhoto, astronaut, largest_face, spoken_sentence
+from latentsync_memsafe.latentsync.demo_inputs import MovingPhoto, astronaut, largest_face, spoken_sentence
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces import Face
 from latentsync_memsafe.latentsync.faces.align import Template
@@ -30,7 +30,7 @@ from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shar
 from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
 from latentsync_memsafe.latentsync.training.dataset import REFERENCE_DISTANCE, encode_track, to_tensor
 from latentsync_memsafe.latentsync.video import open_video
-from latentsync_memsafe.latentsync.video.timeline import timeline
+from latentsync_memsafe.latentsync.video.extend import timeline
 from latentsync_memsafe.memsafe import Runtime
 
 from ..mouth_state import mouth_track

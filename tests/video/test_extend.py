@@ -20,7 +20,7 @@ from latentsync_memsafe.latentsync.config import Extend
 from latentsync_memsafe.latentsync.errors import OutputError, VideoError
 from latentsync_memsafe.latentsync.video import ArraySource, StreamSource
 from latentsync_memsafe.latentsync.video.buffers import ReplayBuffer
-from latentsync_memsafe.latentsync.video.timeline import KEPT_IN_MEMORY, timeline
+from latentsync_memsafe.latentsync.video.extend import KEPT_IN_MEMORY, timeline
 from latentsync_memsafe.latentsync.windows import grouped, nearest_present, pingpong_indices
 from latentsync_memsafe.memsafe import Cancelled, plan_for, probe
 from latentsync_memsafe.memsafe.storage import frame_pool
