@@ -506,9 +506,9 @@ class Full(torch.nn.Module):
 
 def test_the_panel_counts_retries(comfy: Any, networks: Any) -> None:
     fake, pack = comfy
-    model = pack.models.SyncModel(replace(networks, unet=Full(networks.unet, 2)))
+    model = pack.models.SyncModel(replace(networks, unet=Full(networks.unet, 1)))
     report = json.loads(run(pack, model)[4])
-    assert sum(retry["count"] for retry in report["retries"]) == fake.messages[-1][1]["retries"] == 2
+    assert sum(retry["count"] for retry in report["retries"]) == fake.messages[-1][1]["retries"] == 1
 
 
 def test_running_out_of_memory_keeps_our_message(comfy: Any, networks: Any) -> None:
