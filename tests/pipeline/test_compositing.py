@@ -21,7 +21,7 @@ def source(count: int = 3) -> ArraySource:
 def test_the_mixture_is_in_proportion_and_exact_at_both_ends() -> None:
     mask = RANDOM.uniform(0, 1, (HEIGHT, WIDTH)).astype(np.float32)
     mask[:4], mask[8:] = 0, 1
-    mixed = FrameMask(mask, source()).confine(ORIGINAL, FINISHED, 0)
+    mixed = FrameMask(mask, source()).apply(ORIGINAL, FINISHED, 0)
     assert np.array_equal(mixed[:4], ORIGINAL[:4]) and np.array_equal(mixed[8:], FINISHED[8:])
     weight = mask[..., None].astype(np.float64)
     assert np.abs(mixed - (weight * FINISHED + (1 - weight) * ORIGINAL)).max() < 0.51
@@ -31,15 +31,15 @@ def test_masks_belong_to_source_frames_and_the_last_one_stays() -> None:
     masks = np.zeros((3, HEIGHT, WIDTH), np.float32)
     masks[1], masks[2] = 1, 0.5
     mask = FrameMask(masks, source())
-    half = FrameMask(masks[2], source()).confine(ORIGINAL, FINISHED, 0)
+    half = FrameMask(masks[2], source()).apply(ORIGINAL, FINISHED, 0)
     for index, expected in [(0, ORIGINAL), (1, FINISHED), (2, half), (7, half), (1, FINISHED), (0, ORIGINAL)]:
-        assert np.array_equal(mask.confine(ORIGINAL, FINISHED, index), expected)
+        assert np.array_equal(mask.apply(ORIGINAL, FINISHED, index), expected)
 
 
 def test_a_mask_of_another_size_is_scaled() -> None:
     small = np.zeros((3, 4), np.float32)
     small[:, 2:] = 1
-    mixed = FrameMask(small, source()).confine(ORIGINAL, FINISHED, 0)
+    mixed = FrameMask(small, source()).apply(ORIGINAL, FINISHED, 0)
     assert np.array_equal(mixed[:, :6], ORIGINAL[:, :6]) and np.array_equal(mixed[:, 10:], FINISHED[:, 10:])
 
 
