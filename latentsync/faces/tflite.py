@@ -43,7 +43,7 @@ class TfliteGraph(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = {self.input: images.permute(0, 3, 1, 2)}
         for module, (inputs, output), finished in zip(self.steps, self.wiring, self.finished, strict=True):
-            values[output] = module(*(values[i] for i in inputs))
+            values[output] = module(*map(values.__getitem__, inputs))
             for tensor in finished:  # not read again
                 del values[tensor]
         results = (values[i] for i in self.outputs)

@@ -24,6 +24,8 @@ from support.portrait import tones
 from support.scenes import AlwaysHere, scene
 from support.small_models import tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 80  # five windows
 OPTIONS = SyncOptions(steps=1, resolution=64, length="video")
 SIZES = {"detect": 16, "encode": 8, "denoise": 2, "decode": 8, "paste": 1, "audio": 1}

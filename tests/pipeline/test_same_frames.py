@@ -16,6 +16,8 @@ from support.portrait import tones
 from support.scenes import AlwaysHere, scene
 from support.small_models import tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 40  # two windows and a half
 # One step: weights made by rule enlarge the rounding of float32 to 6e-4 in one call of the UNet.
 OPTIONS = SyncOptions(steps=1, resolution=64)
