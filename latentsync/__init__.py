@@ -4,8 +4,9 @@ The names below are loaded when they are first used, so that `--help`, option ch
 not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..memsafe.lazy import on_first_use
 
 if TYPE_CHECKING:
     from .config import Extend, Length, MissingFace, SyncOptions
@@ -26,7 +27,7 @@ __all__ = [
     "load_models",
 ]
 
-_HOME = {
+_MODULE_OF = {
     "Extend": "config",
     "Length": "config",
     "MissingFace": "config",
@@ -38,8 +39,4 @@ _HOME = {
     "Report": "report",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, _MODULE_OF)

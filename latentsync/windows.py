@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 
 
@@ -31,5 +33,5 @@ def pingpong_indices(length: int, size: int) -> list[int]:
 
 def nearest_present(present: Sequence[bool]) -> list[int]:
     """Return for every position the nearest one that is present (the earlier of two); at least one must be."""
-    known = [i for i, is_present in enumerate(present) if is_present]
-    return [min(known, key=lambda k: (abs(k - i), k)) for i in range(len(present))]
+    known = np.flatnonzero(present)
+    return known[np.abs(known - np.arange(len(present))[:, None]).argmin(axis=1)].tolist()

@@ -3,8 +3,9 @@
 The names below are loaded on first use, because most of them import torch, which takes seconds.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import on_first_use
 
 if TYPE_CHECKING:
     from .attention.modes import ModelAttention
@@ -102,8 +103,4 @@ _MODULE_OF = {
     "weight_dtype": "weights.precision",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, _MODULE_OF)

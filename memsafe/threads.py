@@ -88,13 +88,12 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
                 break
             yield item
             del item
-    except GeneratorExit:
+    except BaseException as reason:
         finish()
-        if close_errors:
+        if close_errors and isinstance(reason, GeneratorExit):
             raise close_errors.pop() from None
         raise
-    finally:
-        finish()
+    finish()
     if error is not None:
         try:
             raise error

@@ -1,11 +1,14 @@
-"""Files that several tests use, made once per session."""
+"""Files and settings that several tests use."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 from hypothesis import settings
+
+from latentsync_memsafe.memsafe.storage import frame_pool
 
 from support.paths import face_models
 from support.portrait import write_portrait, write_tones
@@ -41,3 +44,17 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faces() -> Path:
     """Return the folder of the face models; skip the test if they are not downloaded."""
     return face_models()
+
+
+@pytest.fixture
+def pool_files(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
+    """Return a list that gets every temporary file in which a frame pool of this test stores frames."""
+    files: list[IO[bytes]] = []
+    real = frame_pool.tempfile.TemporaryFile
+
+    def opened(**given: object) -> IO[bytes]:
+        files.append(real(**given))
+        return files[-1]
+
+    monkeypatch.setattr(frame_pool.tempfile, "TemporaryFile", opened)
+    return files

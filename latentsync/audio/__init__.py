@@ -3,8 +3,9 @@
 The names below are loaded on first use, so that checking an input file does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...memsafe.lazy import on_first_use
 
 if TYPE_CHECKING:
     from .features import FeatureStream, encode_audio, frame_windows
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioSource", "FeatureStream", "encode_audio", "frame_windows", "log_mel", "open_audio"]
 
-_MODULES = {
+_MODULE_OF = {
     "AudioSource": "source",
     "FeatureStream": "features",
     "encode_audio": "features",
@@ -22,8 +23,4 @@ _MODULES = {
     "open_audio": "source",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, _MODULE_OF)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -229,16 +230,11 @@ def test_a_stopped_process_leaves_nothing_on_disk(tmp_path: Path, kind: signal.S
 
 
 def test_damaged_data_are_an_error_and_never_a_wrong_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pool_files: list[IO[bytes]]
 ) -> None:
-    files = []
-    real = frame_pool.tempfile.TemporaryFile
-    monkeypatch.setattr(
-        frame_pool.tempfile, "TemporaryFile", lambda **given: files.append(real(**given)) or files[0]
-    )
     with fill(FramePool(PoolBudget(frozen=2**30), tmp_path), 12, still) as pool:
-        files[0].seek(0)
-        files[0].write(np.random.default_rng(1).bytes(SIZE // 2))  # the keyframe of the first eight
+        pool_files[0].seek(0)
+        pool_files[0].write(np.random.default_rng(1).bytes(SIZE // 2))  # the keyframe of the first eight
         for index in range(8):
             with pytest.raises(FrameDataError):
                 pool.get(index)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -214,19 +215,12 @@ def test_a_full_budget_and_a_folder_that_cannot_be_made_are_explained(tmp_path: 
         list(timeline(once(noise(100)), 400, Extend.LOOP, ReplayBuffer(0, file / "folder", 400 * FRAME)))
 
 
-def test_stored_frames_that_are_damaged_are_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = []
-    real = frame_pool.tempfile.TemporaryFile
-    monkeypatch.setattr(
-        frame_pool.tempfile, "TemporaryFile", lambda **given: files.append(real(**given)) or files[0]
-    )
+def test_stored_frames_that_are_damaged_are_explained(tmp_path: Path, pool_files: list[IO[bytes]]) -> None:
     shown = timeline(once(noise(50)), 400, Extend.LOOP, ReplayBuffer(0, tmp_path, 400 * FRAME))
     for _ in itertools.islice(shown, 51):
         pass
-    files[0].seek(0)
-    files[0].write(random.Random(1).randbytes(40 * FRAME))
+    pool_files[0].seek(0)
+    pool_files[0].write(random.Random(1).randbytes(40 * FRAME))
     with pytest.raises(VideoError, match="cannot be read back"):
         list(shown)
     assert list(tmp_path.iterdir()) == []
