@@ -167,7 +167,7 @@ class LatentSyncLoadVideo(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, **numbers: Any) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, numbers)
+            check_widgets(inputs.load_video_inputs([]), numbers)
             return io.NodeOutput(*media.load_video(file, **numbers))
 
 
@@ -190,12 +190,12 @@ class LatentSyncVideoLengthAdjuster(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mode: str | None = None) -> bool | str:
-        return check_choices(cls.define_schema().inputs, mode=mode)
+        return check_choices(inputs.length_inputs(), mode=mode)
 
     @classmethod
     def execute(cls, video: Any, audio: Any, mode: str, fps: float) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, {"mode": mode})
+            check_widgets(inputs.length_inputs(), {"mode": mode})
             return io.NodeOutput(*media.adjust_length(video, audio, mode, fps))
 
 
@@ -216,7 +216,7 @@ class LatentSyncAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio: Any, **numbers: Any) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, numbers)
+            check_widgets(inputs.audio_inputs(), numbers)
             return io.NodeOutput(media.edit_audio(audio, **numbers))
 
 
@@ -249,7 +249,7 @@ class LatentSyncSaveVideo(io.ComfyNode):
         cls, video: Any, filename_prefix: str, format: str, crf: int, fps: float, audio: Any = None
     ) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, {"format": format, "crf": crf})
+            check_widgets(inputs.save_inputs(), {"format": format, "crf": crf})
             saved, path, shown = save_video(video, audio, filename_prefix, format, crf, fps, cls.hidden)
         return io.NodeOutput(saved, str(path), ui=ui.PreviewVideo([shown]))
 
@@ -272,14 +272,14 @@ class LatentSyncMemoryPlan(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, memory_mode: str | None = None) -> bool | str:
-        return check_choices(cls.define_schema().inputs, memory_mode=memory_mode)
+        return check_choices(inputs.plan_inputs(), memory_mode=memory_mode)
 
     @classmethod
     def execute(
         cls, video: Any = None, audio: Any = None, model: Any = None, **settings: Any
     ) -> io.NodeOutput:
         with errors_for_comfy():
-            check_widgets(cls.define_schema().inputs, settings)
+            check_widgets(inputs.plan_inputs(), settings)
             text = plan_text(video, audio, model, settings)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 

@@ -42,7 +42,7 @@ class FrameMask:
         if len(self._masks) > 1 and expected is not None and expected != len(self._masks):
             logger.warning("There are %d masks for about %d frames of video.", len(self._masks), expected)
         self._width, self._height = source.width, source.height
-        self._last: tuple[int, np.ndarray] | None = None
+        self._last: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def apply(self, original: np.ndarray, finished: np.ndarray, index: int) -> np.ndarray:
         """Return `finished` where the mask of source frame `index` is 1 and exactly `original` where it is 0.
@@ -51,13 +51,13 @@ class FrameMask:
         """
         if finished is original:  # a frame without a face
             return finished
-        mask = self._mask(min(index, len(self._masks) - 1))
-        return cv2.blendLinear(finished, original, mask, 1 - mask)
+        return cv2.blendLinear(finished, original, *self._weights(min(index, len(self._masks) - 1)))
 
-    def _mask(self, number: int) -> np.ndarray:
+    def _weights(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights float32 [h, w] of the finished and of the original frame."""
         if self._last is None or self._last[0] != number:
             mask = self._masks[number].astype(np.float32).clip(0, 1)
             if mask.shape != (self._height, self._width):
                 mask = cv2.resize(mask, (self._width, self._height), interpolation=cv2.INTER_LINEAR)
-            self._last = number, mask
-        return self._last[1]
+            self._last = number, mask, 1 - mask
+        return self._last[1:]

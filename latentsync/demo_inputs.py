@@ -14,6 +14,7 @@ import numpy as np
 
 from .config import as_fps
 from .errors import FaceError, InputError, Remedy, VideoError
+from .faces.detect import box_area
 from .video import open_video
 from .video.source import ClosingSource, ColorTags
 from .weights.checkpoints import PACKAGE
@@ -69,7 +70,7 @@ def largest_face(photo: np.ndarray, detector: FaceDetector, name: str) -> Face:
             f"No face was found in {name}; give a portrait with a face of at least about 50 pixels, upright and "
             "unobstructed."
         )
-    return max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
+    return max(faces, key=lambda face: box_area(face.box))
 
 
 def spoken_sentence() -> Path:

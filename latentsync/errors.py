@@ -33,6 +33,16 @@ class Remedy(Enum):
 NEUTRAL: Mapping[Remedy, str] = {remedy: remedy.value for remedy in Remedy}
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error's text, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def system_reason(error: BaseException) -> str:
+    """Return the system's words for an error of the system, and the error's text for any other."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class LatentSyncError(Exception):
     """Base of all errors meant for the user.
 

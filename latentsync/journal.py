@@ -19,7 +19,7 @@ from ..memsafe import Cancelled
 from ..memsafe.storage.frame_codec import FrameDataError, FrameEncoder, decode, is_delta
 from ..memsafe.storage.latent_cache import content_key, module_key
 from .config import SyncOptions
-from .errors import FaceError, OutputError
+from .errors import FaceError, OutputError, system_reason
 from .faces.locate import LocatedFrame
 from .frame_patch import Patch, StableBox
 from .weights.checkpoints import sha256_of
@@ -245,9 +245,8 @@ class Journal:
                 self._database.rollback()
         if not self._entries:
             self._close(delete=self._database is not None)  # else it may be another's
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         message = "The run goes on without storing finished frames in %s (%s); interrupted, it resumes from frame %d."
-        logger.warning(message, self.path, reason, len(self._entries))
+        logger.warning(message, self.path, system_reason(error), len(self._entries))
 
     def _close(self, delete: bool) -> None:
         """Unlock the file; `delete` it first where the system allows that, so that it is not another run's by then."""

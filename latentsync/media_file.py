@@ -11,7 +11,7 @@ from typing import Any
 import av
 from av.container import InputContainer
 
-from .errors import InputError
+from .errors import InputError, system_reason
 
 _HEADER_BYTES = 64
 _PLAYLIST_BYTES = 2**24  # no playlist is longer
@@ -43,7 +43,7 @@ def check_file(path: Path, kind: str, error: type[InputError]) -> bytes:
     except PermissionError:
         raise error(f"No permission to read {path}; change its permissions or copy it elsewhere.") from None
     except (OSError, ValueError) as reason:
-        raise error(f"{path} cannot be read ({error_text(reason)}).") from None
+        raise error(f"{path} cannot be read ({system_reason(reason)}).") from None
     if not header:
         raise error(f"{path} is empty (0 bytes); copy or export it again.")
     if b"#EXTINF" in playlist and b"#EXT-X-ENDLIST" not in playlist:
@@ -68,14 +68,9 @@ def open_media(path: Path, error: type[InputError], file: Any = None) -> InputCo
     except (av.FFmpegError, OSError, ValueError) as reason:
         raise_shortage(reason)
         raise error(
-            f"{path} is not a readable media file ({error_text(reason)}): it is damaged, incomplete (an "
+            f"{path} is not a readable media file ({system_reason(reason)}): it is damaged, incomplete (an "
             "interrupted recording or download) or of another type; export it again or convert it with ffmpeg."
         ) from None
-
-
-def error_text(error: Exception) -> str:
-    """Return the system's or FFmpeg's own words for an error."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def raise_shortage(error: Exception) -> None:
@@ -92,7 +87,7 @@ def raise_shortage(error: Exception) -> None:
         short = code == errno.EAGAIN  # the system gives no more threads
     if short:
         raise MemoryError(
-            f"{error_text(error)}, of memory or threads, while media were read or written"
+            f"{system_reason(error)}, of memory or threads, while media were read or written"
         ) from error
 
 

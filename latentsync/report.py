@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError
+from .errors import OutputError, system_reason
 
 if TYPE_CHECKING:
     from ..memsafe import Runtime
@@ -90,7 +90,7 @@ class Report:
                 part.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
-                f"The video is complete, but the report cannot be written to {path} ({_reason(error)})."
+                f"The video is complete, but the report cannot be written to {path} ({system_reason(error)})."
             ) from None
 
 
@@ -112,7 +112,7 @@ def check_report(path: Path | None, output: Path, *inputs: str | Path | None) ->
             tempfile.TemporaryFile(dir=folder).close()
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"The report cannot be written to {path} ({_reason(error)}); choose another name."
+            f"The report cannot be written to {path} ({system_reason(error)}); choose another name."
         ) from None
     target, video = _target(path), _target(output)
     if _is_same(path, output) or video in target.parents or target in video.parents:
@@ -135,7 +135,3 @@ def _is_same(one: Path, other: Path) -> bool:
     with suppress(OSError, ValueError):  # one of the two does not exist
         return one.samefile(other)
     return _target(one) == _target(other)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

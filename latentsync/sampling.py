@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..memsafe import weight_dtype
-from .errors import CheckpointError, NumericalError, Remedy
+from .errors import CheckpointError, NumericalError, Remedy, first_line
 
 # The published scheduler (LatentSync 1.5 and 1.6).
 PUBLISHED_SCHEDULER = {
@@ -33,9 +33,8 @@ def make_scheduler(config: Mapping[str, Any]) -> Any:
     try:
         return DDIMScheduler.from_config({**PUBLISHED_SCHEDULER, **config})
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"The model's scheduler config describes no DDIMScheduler ({reason}); correct its config.yaml."
+            f"The model's scheduler config describes no DDIMScheduler ({first_line(error)}); correct its config.yaml."
         ) from None
 
 

@@ -7,19 +7,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .audio import AudioSource, open_audio
 from .audio.decode import FileAudio
 from .audio.source import ArrayAudio
+from .compositing import FrameMask
 from .config import SyncOptions
 from .errors import InputError, OutputError
 from .video import ArraySource, FrameSource, check_target, open_video
-
-if TYPE_CHECKING:
-    from .compositing import FrameMask
 
 ARRAY_FPS = Fraction(25)  # frame rate of arrays, unless the options set one
 SMALLEST_SIDE = 64  # pixels; a smaller frame cannot hold a face large enough to sync
@@ -120,8 +118,6 @@ def _open_source(source: Source, options: SyncOptions) -> AbstractContextManager
 def _frame_mask(mask: np.ndarray | FrameMask | None, source: FrameSource) -> FrameMask | None:
     if not isinstance(mask, np.ndarray):
         return mask
-    from .compositing import FrameMask  # imports torch
-
     return FrameMask(mask, source)
 
 

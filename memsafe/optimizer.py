@@ -19,6 +19,7 @@ from .plan.memory_model import ModelShape, VideoShape, shape_of
 from .plan.memory_plan import DEFAULT_RESOLUTION, WINDOW_FRAMES, MemoryMode, MemoryPlan, peak_of
 from .plan.plan_for import plan_for
 from .plan.task import Task
+from .weights.precision import weight_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +62,14 @@ class AdaptiveMemoryOptimizer:
 
     @classmethod
     def fixed(
-        cls, plan: MemoryPlan, info: DeviceInfo, history: HistoryFile = None
+        cls, plan: MemoryPlan, info: DeviceInfo, history: Path | None = None
     ) -> AdaptiveMemoryOptimizer:
         """Return an optimizer that keeps `plan`, and does not probe the device again."""
         optimizer = cls.__new__(cls)
         optimizer.device, optimizer.memory_mode = plan.device, plan.memory_mode
         optimizer.vram_limit_gb = None if info.limit is None else info.limit / GIB
         optimizer.dtype, optimizer.offload = plan.dtype, plan.offload
-        optimizer._history = default_history_path() if history == "default" else history
+        optimizer._history = history
         optimizer._fixed, optimizer._logged, optimizer.info = plan, "", info
         optimizer.prepare()
         return optimizer
@@ -150,8 +151,9 @@ class AdaptiveMemoryOptimizer:
         before: AdaptiveMemoryOptimizer = runtime.optimizer
         asked = before if before._fixed is None else None
         # Weights in float32 are no request: a GPU multiplies them in half precision unless it was asked not to.
-        weights = _dtype(pipeline.bundle)
-        half = weights if weights is not None and weights.itemsize == 2 else None
+        unet = getattr(pipeline.bundle, "unet", None)
+        weights = weight_dtype(unet) if isinstance(unet, nn.Module) else torch.float32
+        half = weights if weights.itemsize == 2 else None
         self.dtype = (None if asked is None else asked.dtype) or self.dtype or half
         self.offload = asked.offload if asked is not None and self.offload is None else self.offload
         config = getattr(pipeline.bundle, "config", None)
@@ -227,10 +229,3 @@ def _video(frames: int | None, resolution: tuple[int, int] | None) -> VideoShape
     if height < 1 or width < 1:
         raise ValueError(f"resolution is {resolution}; expected (height, width) in pixels.")
     return VideoShape(height, width, frames)
-
-
-def _dtype(networks: Any) -> torch.dtype | None:
-    """Return the dtype of the denoiser's weights; None if there is no denoiser."""
-    unet = getattr(networks, "unet", None)
-    parameters = unet.parameters() if isinstance(unet, nn.Module) else iter(())
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import first_line
 from .terminal import DOWNLOAD
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _device() -> Check:
     except ValueError as error:  # its message says what to do
         return Check("device", "fail", str(error))
     except Exception as error:  # any error of a broken torch or driver
-        return Check("device", "fail", f"torch cannot be used ({_first_line(error)}); reinstall torch")
+        return Check("device", "fail", f"torch cannot be used ({first_line(error)}); reinstall torch")
     if info.kind == "cpu":
         return Check("device", "warn", f"{info.describe()}; no GPU found; runs are slow")
     return Check("device", "ok", info.describe())
@@ -132,7 +133,7 @@ def _encoder() -> Check:
     try:
         import av
     except ImportError as error:
-        return Check("libx264", "fail", f"PyAV cannot be imported ({_first_line(error)}); reinstall av")
+        return Check("libx264", "fail", f"PyAV cannot be imported ({first_line(error)}); reinstall av")
     if "libx264" in av.codecs_available:
         return Check("libx264", "ok", f"in PyAV {av.__version__}")
     return Check("libx264", "fail", f"not in PyAV {av.__version__}; reinstall av from PyPI")
@@ -218,7 +219,3 @@ def _numbers(version: str) -> tuple[int, ...]:
     """Return the release part of a version: 2.13.0+cpu -> (2, 13, 0)."""
     release = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in release[0].split(".")) if release else ()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...memsafe.choices import AttentionMode, MemoryMode
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 if TYPE_CHECKING:
     from ...memsafe import Runtime
@@ -120,7 +120,7 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
         )
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a device it cannot parse
         subject = "" if arguments.device is None else f"Cannot use device {arguments.device!r}: "
-        raise InputError(f"{subject}{str(error).splitlines()[0]}") from None
+        raise InputError(f"{subject}{first_line(error)}") from None
     if limit is not None and runtime.info.kind == "cpu":
         logger.warning("vram-limit-gb is %g, but no GPU is used; it has no effect.", limit)
     return runtime

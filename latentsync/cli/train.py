@@ -30,16 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the new model folder; an interrupted run resumes from it",
     )
-    add("--base", default="demo", help="demo, 1.6, 1.5, or a model folder (default: %(default)s)")
-    add("--steps", type=int, default=1000, help="(default: %(default)s)")
-    add("--batch", type=int, default=1, help="windows of 16 frames per step (default: %(default)s)")
-    add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
+    add(
+        "--base",
+        default=TrainingOptions.base,
+        help="demo, 1.6, 1.5, or a model folder (default: %(default)s)",
+    )
+    add("--steps", type=int, default=TrainingOptions.steps, help="(default: %(default)s)")
+    add(
+        "--batch",
+        type=int,
+        default=TrainingOptions.batch,
+        help="windows of 16 frames per step (default: %(default)s)",
+    )
+    add("--learning-rate", type=float, default=TrainingOptions.learning_rate, help="(default: %(default)s)")
     add(
         "--trainable",
         choices=values_of(Trainable),
-        help="part of the UNet (default: audio below 20 GB of GPU memory, else attention)",
+        help="part of the UNet (default: audio below 19 GB of GPU memory, else attention)",
     )
-    add("--seed", type=int, default=1, help="(default: %(default)s)")
+    add("--seed", type=int, default=TrainingOptions.seed, help="(default: %(default)s)")
     add("--quiet", action="store_true", help="print no progress")
     add_device_options(parser)  # not the precision, which training chooses itself
 

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...memsafe import MemoryMode
-from ..config import LARGEST_STEPS, MissingFace
+from ..config import LARGEST_STEPS, MissingFace, SyncOptions
 from ..validation import LARGEST_SIDE
 from ..video.formats import Preset
 from ..video.length import LengthMode
@@ -60,7 +60,7 @@ def _generation() -> list[Any]:
     return [
         io.Int.Input(
             "seed",
-            default=1247,
+            default=SyncOptions.seed,
             min=0,
             max=2**64 - 1,
             control_after_generate=False,  # its widget would shift the values of saved workflows
@@ -282,7 +282,7 @@ def save_inputs() -> list[Any]:
             "crf",
             "H.264 quality where frames are encoded: 0 best, 51 worst; 16 is hard to tell from the original. ProRes "
             "has a fixed quality.",
-            default=16,
+            default=SyncOptions.crf,
             most=51,
         ),
         _frame_rate(),
@@ -330,11 +330,11 @@ def _frame_rate(
 
 
 def _lips_expression(tooltip: str) -> io.Float.Input:
-    return _number("lips_expression", tooltip, default=1.5, least=1.0, most=3.0, step=0.1)
+    return _number("lips_expression", tooltip, default=SyncOptions.guidance, least=1.0, most=3.0, step=0.1)
 
 
 def _inference_steps(tooltip: str) -> io.Int.Input:
-    return _integer("inference_steps", tooltip, default=20, least=1, most=LARGEST_STEPS)
+    return _integer("inference_steps", tooltip, default=SyncOptions.steps, least=1, most=LARGEST_STEPS)
 
 
 def _memory_mode(tooltip: str) -> io.Combo.Input:

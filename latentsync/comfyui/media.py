@@ -24,14 +24,13 @@ from ...memsafe.device.probe import GIB
 from ..audio import edit
 from ..audio.resample import resample, to_float
 from ..audio.source import ArrayAudio
-from ..config import as_fps
+from ..config import SyncOptions, as_fps
 from ..errors import AudioError, OutputError, VideoError
 from ..video.buffers import FrameTensor
 from ..video.clip import Clip, open_clip, write_clip
 from ..video.length import LengthMode, count_frames, match_lengths
 from ..video.source import TensorSource
 
-_CRF = 16  # default quality of H.264
 _SPARE = 16  # frames that may come beyond the number in the container's header
 
 
@@ -77,7 +76,7 @@ class LazyVideo(Input.Video):
         if format not in ("auto", "mp4") or codec not in ("auto", "h264"):
             raise OutputError(f"{format} with {codec} is not supported here; choose auto, or mp4 with h264.")
         target = temporary_file(".mp4") if hasattr(path, "write") else Path(path)
-        quality, tick = _CRF if crf is None else round(crf), progress_callback(self.clip)
+        quality, tick = SyncOptions.crf if crf is None else round(crf), progress_callback(self.clip)
         write_clip(self.clip, target, crf=quality, metadata=text_metadata(metadata), tick=tick)
         if hasattr(path, "write"):
             with target.open("rb") as file:

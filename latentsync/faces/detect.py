@@ -36,6 +36,11 @@ def check_frames(frames: np.ndarray) -> None:
         )
 
 
+def box_area(box: tuple[float, float, float, float]) -> float:
+    """Return the area of a box (x0, y0, x1, y1); the largest face is the one with the largest box."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
 def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Return the intersection over union of one box [4] with each of [m, 4] (x0, y0, x1, y1)."""
     size = np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from .detect import Face, check_frames, iou
 
 FILES = ("det_10g.onnx", "2d106det.onnx")
@@ -139,9 +139,8 @@ def _session(path: Path, device: torch.device) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"onnxruntime cannot read {path} ({reason}); take the file again from buffalo_l."
+            f"onnxruntime cannot read {path} ({first_line(error)}); take the file again from buffalo_l."
         ) from error
 
 

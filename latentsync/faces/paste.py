@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -18,17 +19,24 @@ from .align import FILL, Template, invert, shifted, warp
 OVERSAMPLING = 3
 
 
-def keep_mask(resolution: int) -> torch.Tensor:
-    """Return the published mask, float32 [1, resolution, resolution]: 1 keeps a pixel, 0 generates it.
-
-    The 256 px original is binary; scaling with Lanczos, as the model was trained, leaves soft edges.
-    """
+@lru_cache(maxsize=1)
+def _published_mask() -> np.ndarray:
+    """Return the mask as published, uint8 [256, 256]: 255 keeps a pixel, 0 generates it."""
     spans = json.loads((CONFIG_DIR / "mask.json").read_text(encoding="utf-8"))
     mask = np.full((spans["size"], spans["size"]), 255, np.uint8)
     for row, columns in spans["spans"].items():
         for start, end in columns:
             mask[int(row), start:end] = 0
-    if resolution != spans["size"]:
+    return mask
+
+
+def keep_mask(resolution: int) -> torch.Tensor:
+    """Return the published mask, float32 [1, resolution, resolution]: 1 keeps a pixel, 0 generates it.
+
+    The 256 px original is binary; scaling with Lanczos, as the model was trained, leaves soft edges.
+    """
+    mask = _published_mask()
+    if resolution != len(mask):
         mask = cv2.resize(mask, (resolution, resolution), interpolation=cv2.INTER_LANCZOS4)
     return torch.from_numpy(mask.astype(np.float32) / 255.0)[None]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .detect import Face, iou
+from .detect import Face, box_area, iou
 
 GRID = 24  # rows and columns of the thumbnails whose differences reveal cuts
 CUT_THRESHOLD = 20.0  # mean absolute difference, of 255, below which nothing counts as a cut
@@ -113,7 +113,7 @@ class FaceTracker:
         elif self._index is not None:
             face = sorted(faces, key=lambda f: _centre(f)[0])[self._index]
         else:
-            face = max(faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]))
+            face = max(faces, key=lambda face: box_area(face.box))
         self._chosen = _Track(face)
         self._others = [_Track(other) for other in faces if other is not face]
         return face

@@ -18,7 +18,7 @@ from ..audio.source import open_audio
 from ..config import SyncOptions
 from ..errors import AudioError, FaceError, InputError
 from ..faces.align import Template
-from ..faces.detect import Face
+from ..faces.detect import Face, box_area
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
 from ..video import FrameSource, open_video
@@ -92,7 +92,7 @@ def align_clip(
         found = detector.landmarks(np.stack(frames))
         # The largest face, as inference chooses. The tracker needs boxes only, training also the mesh.
         for faces in found:
-            best = max(faces, key=lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1]), default=None)
+            best = max(faces, key=lambda face: box_area(face.box), default=None)
             meshes.append(None if best is None else best.points[:, :2])
         return [[Face(m.box, m.score, m.anchors) for m in faces] for faces in found]
 

@@ -153,15 +153,16 @@ class EncodedWindow:
     masked: Tensor  # [c, f, s, s]
     reference: Tensor  # [c, f, s, s]
     audio: Tensor  # [f, n, d]
-    pixels: Tensor  # uint8 [f, 3, r, r], of the target
+    pixels: Tensor | None  # uint8 [f, 3, r, r], of the target; None unless they are kept
 
 
 class WindowDataset:
     """Encoded windows by number. The same number always gives the same window.
 
-    Windows are cached (14 MB each at 512 px) until `drop_before` removes them.
+    Windows are cached (1.5 MB each at 512 px, 14 MB with pixels) until `drop_before` removes them.
     draw: makes a random pair of `frames` faces of `resolution` pixels; equal generator states give equal pairs.
-    features: audio features [frames, n, d] of each audio track that the pairs refer to.
+    features: audio features [frames, n, d] of each audio track that the pairs refer to. keep_pixels: for a loss on
+    the decoded mouth.
     """
 
     def __init__(
@@ -173,11 +174,13 @@ class WindowDataset:
         resolution: int,
         seed: int,
         device: torch.device,
+        *,
+        keep_pixels: bool = False,
     ) -> None:
         self.frames = frames
         self.keep = keep_mask(resolution)
         self._draw, self._vae, self._features = draw, vae, features
-        self._seed, self._device = seed, device
+        self._seed, self._device, self._keep_pixels = seed, device, keep_pixels
         self._cache: dict[int, EncodedWindow] = {}
 
     def __getitem__(self, number: int) -> EncodedWindow:
@@ -198,7 +201,9 @@ class WindowDataset:
             _encode_images(self._vae, part).transpose(0, 1).half().cpu() for part in images
         )
         audio = self._features[pair.track][pair.start : pair.start + self.frames]
-        pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
+        pixels = None
+        if self._keep_pixels:
+            pixels = torch.from_numpy(np.array(pair.target)).permute(0, 3, 1, 2)
         return EncodedWindow(target, masked, reference, audio.half().cpu(), pixels)
 
 

@@ -48,7 +48,7 @@ class Batch:
     alpha: Tensor  # [b, 1, 1, 1, 1], cumulative product of the schedule: the signal's share of the power
     weight: Tensor  # [1, 1, 1, s, s], of the loss
     frames: Tensor  # [k, 2], window and frame number of a few images
-    pixels: Tensor  # uint8 [k, 3, r, r], those images
+    pixels: Tensor | None  # uint8 [k, 3, r, r], those images; None if the dataset keeps none
 
 
 def train_unet(
@@ -123,6 +123,7 @@ def draw_batch(
     decoded = np.stack(
         [rng.integers(count, size=_DECODED_FRAMES), rng.integers(frames, size=_DECODED_FRAMES)], 1
     )
+    kept = [window.pixels for window in windows if window.pixels is not None]
     return Batch(
         sample=torch.cat([noisy, mask, masked, reference], dim=1),
         steps=steps.to(device),
@@ -132,7 +133,7 @@ def draw_batch(
         alpha=alpha,
         weight=weight.to(device),
         frames=torch.from_numpy(decoded),
-        pixels=torch.stack([windows[w].pixels[cuts[w]][f] for w, f in decoded.tolist()]).to(device),
+        pixels=torch.stack([kept[w][cuts[w]][f] for w, f in decoded.tolist()]).to(device) if kept else None,
     )
 
 
@@ -150,6 +151,7 @@ def denoising_loss(
     clean = estimate_clean(predicted, noisy, batch.alpha, kind)
     figures = {"clean": float(((clean.detach() - batch.target).square() * weight).mean())}
     if vae is not None:
+        assert batch.pixels is not None, "the dataset must keep pixels"
         chosen = torch.stack([clean[w, :, f] for w, f in batch.frames.tolist()])
         decoded = vae.decode(
             chosen / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)

@@ -21,8 +21,8 @@ from av.container import InputContainer, OutputContainer
 from ..audio.decode import FileAudio
 from ..audio.resample import SAMPLE_RATE
 from ..audio.source import ArrayAudio, AudioInput, AudioSource, open_audio
-from ..errors import AudioError
-from ..media_file import error_text, open_media, raise_shortage
+from ..errors import AudioError, system_reason
+from ..media_file import open_media, raise_shortage
 from .formats import AAC, AudioEncoding, can_hold_audio, lossless_audio
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _add_encoded(
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(
             f"Audio of {first.sample_rate} Hz, {layout} cannot be encoded as {encoding.codec.upper()} "
-            f"({error_text(error)}); convert it to 48000 Hz stereo."
+            f"({system_reason(error)}); convert it to 48000 Hz stereo."
         ) from None
     stream.metadata.update(tags or {})
     resampler = av.AudioResampler(format=encoding.sample_format, layout=layout, rate=rate)

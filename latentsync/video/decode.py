@@ -9,8 +9,8 @@ from typing import Any
 import av
 from av.container import InputContainer
 
-from ..errors import VideoError
-from ..media_file import error_text, open_media, raise_shortage
+from ..errors import VideoError, system_reason
+from ..media_file import open_media, raise_shortage
 
 _COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
 _TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a tile of the image; only FFmpeg's own tools assemble them
@@ -63,13 +63,13 @@ def decode_frames(
             return
         except (av.FFmpegError, OSError) as error:
             raise_shortage(error)
-            on_damage(error_text(error))
+            on_damage(system_reason(error))
             packet, packets = None, iter(())  # the frames that the decoder still holds follow
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
             raise_shortage(error)
-            on_damage(error_text(error))
+            on_damage(system_reason(error))
             continue
         yield from frames
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import av
 
-from ..media_file import error_text
+from ..errors import system_reason
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def can_encode(encoding: VideoEncoding, width: int, height: int) -> bool:
         frame.pts = 0
         return bool([*context.encode(frame), *context.encode(None)])
     except (av.FFmpegError, ValueError) as error:
-        log.info("%s cannot be used here (%s).", encoding.codec, error_text(error))
+        log.info("%s cannot be used here (%s).", encoding.codec, system_reason(error))
         return False
 
 

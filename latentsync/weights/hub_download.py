@@ -57,9 +57,7 @@ def fetch(
         if target.stat().st_size == remote.size and digest_of(target, remote.digest) == remote.digest:
             mark_verified(root, target, remote.digest)
             return target
-        aside = target.with_name(f"{target.name}.wrong")
-        log.warning("%s is not the file at %s; it was moved to %s.", target, url, aside.name)
-        target.replace(aside)
+        move_aside(target, url)
     part = _transfer(file, target, remote, progress)
     found = digest_of(part, remote.digest)
     if found != remote.digest:
@@ -168,6 +166,13 @@ def _progress_bar(shown: bool) -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
+
+
+def move_aside(target: Path, origin: str) -> None:
+    """Rename a file that is not the one of `origin`, so that nothing is lost, and log that."""
+    aside = target.with_name(f"{target.name}.wrong")
+    log.warning("%s is not the file of %s; it was moved to %s.", target, origin, aside.name)
+    target.replace(aside)
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from ...memsafe import Failure, is_oom, quantize_weights
 from ...memsafe.device.memory import empty_cache
 from ..config import ModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..models.motion import PositionEncoding, sinusoids
 from ..models.unet import UNet3DConditionModel
 from ..models.whisper import AudioEncoder
@@ -169,8 +169,7 @@ def _build(make: Callable[[], Network], path: Path, kind: str) -> Network:
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # the layers of torch and diffusers raise any kind of error for unusable sizes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"The config for {path} describes no {kind} ({reason}).") from None
+        raise CheckpointError(f"The config for {path} describes no {kind} ({first_line(error)}).") from None
 
 
 def _check_vae_settings(settings: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 Rules = Sequence[tuple[str, str]]
@@ -239,8 +239,7 @@ def _unreadable(path: Path, error: Exception) -> str:
             f"{path} contains more than tensors ({imported[1]}), which could run code, so it was not loaded; "
             "get the weights as .safetensors or from their publisher."
         )
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{path} is damaged or cut short ({first[:120]}); delete it and get it again."
+    return f"{path} is damaged or cut short ({first_line(error)[:120]}); delete it and get it again."
 
 
 def rename_whisper_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,13 +83,10 @@ def available_ram() -> int:
     return available if limit is None else min(available, limit)
 
 
-def free_disk(folder: Path | None = None) -> int | None:
-    """Return the bytes free for files in `folder`, which need not exist yet, or in the temporary folder.
-
-    None: unknown.
-    """
+def free_disk(folder: Path) -> int | None:
+    """Return the bytes free for files in `folder`, which need not exist yet; None: unknown."""
     try:
-        place = Path(tempfile.gettempdir() if folder is None else folder).absolute()
+        place = folder.absolute()
         while not place.exists() and place != place.parent:
             place = place.parent
         return shutil.disk_usage(place).free

@@ -91,10 +91,14 @@ class ModelShape:
             streamed_bytes=streamed_bytes(unet, dtype),
         )
 
+    def window_pixels(self, resolution: int, guidance_passes: int) -> int:
+        """Latent pixels of denoising one window; twice as many where one pass computes both halves of guidance."""
+        halves = 2 if guidance_passes == 1 else 1
+        return halves * self.window_frames * (resolution // self.latent_factor) ** 2
+
     def window_bytes(self, resolution: int, dtype: torch.dtype, guidance_passes: int) -> int:
         """Bytes of activations of denoising one window of faces `resolution` pixels wide."""
-        halves = 2 if guidance_passes == 1 else 1
-        pixels = halves * self.window_frames * (resolution // self.latent_factor) ** 2
+        pixels = self.window_pixels(resolution, guidance_passes)
         return round(UNET_PLANES * self.unet_channels * pixels) * dtype.itemsize
 
     def encode_bytes(self, resolution: int, dtype: torch.dtype) -> int:

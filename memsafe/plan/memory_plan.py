@@ -32,7 +32,7 @@ class MemoryPlan:
     """Sizes and placement of one run.
 
     Fields above the marked ones change the result by rounding only. The marked ones change it further; they
-    move only by steps that the user permitted (see `steps.step_down`).
+    move only by steps that the user permitted (see `step_down.step_down`).
     """
 
     tier: Tier

@@ -145,8 +145,7 @@ def _frames(row: _Row, ram_budget: int, window: int, video: VideoShape | None) -
 
 def _limit_elements(plan: MemoryPlan, model: ModelShape) -> MemoryPlan:
     """Return the plan with no more windows than torch can enlarge together (see `_MAX_ELEMENTS`)."""
-    halves = 2 if plan.guidance_passes == 1 else 1
-    pixels = halves * model.window_frames * (plan.face_resolution // model.latent_factor) ** 2
+    pixels = model.window_pixels(plan.face_resolution, plan.guidance_passes)
     most = max(_MAX_ELEMENTS // (pixels * _ENLARGED_WIDTHS * model.unet_channels), 1)
     windows = min(plan.windows, most)
     return replace(plan, windows=windows, frames_in_flight=windows * model.window_frames)

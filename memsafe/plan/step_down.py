@@ -164,9 +164,6 @@ STEPS = (
     ),
 )
 
-EXACT_STEPS = tuple(step for step in STEPS if step.permission is None)
-PERMISSIONS = tuple(step.permission for step in STEPS if step.permission is not None)
-
 
 def steps_named(*names: str) -> tuple[Step, ...]:
     """Return the steps with these names, cheapest first; raises ValueError for an unknown name."""

@@ -130,10 +130,10 @@ class LatentCache:
         on average, 0..255 for uint8; never of a face that was itself replaced, so that errors do not add up. None:
         accept equal faces only.
         """
-        now = state()
+        asked = state()
         missing: dict[bytes, Tensor] = {}
         with self._lock:
-            results = [self._find(face, now, bound, missing) for face in faces]
+            results = [self._find(face, asked, bound, missing) for face in faces]
         known: dict[bytes, Tensor] = {}
         tensors = encode(list(missing.values())) if missing else []
         for (key, face), tensor in zip(missing.items(), tensors, strict=True):
@@ -141,7 +141,7 @@ class LatentCache:
             now = state()
             with self._lock:
                 self.misses += 1
-                self.put(content_key(face, now), tensor)
+                self.put(key if now == asked else content_key(face, now), tensor)
                 self._recent.append((now, face, tensor.cpu()))
         return [known[found] if isinstance(found, bytes) else found for found in results]
 

@@ -15,7 +15,7 @@ from latentsync_memsafe.memsafe.batching.oom import Failure
 from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor
 from latentsync_memsafe.memsafe.batching.recovery import OutOfMemory, PlanChanged, Recovery
 from latentsync_memsafe.memsafe.batching.run_batched import run_batched
-from latentsync_memsafe.memsafe.plan.step_down import PERMISSIONS, STEPS, step_down
+from latentsync_memsafe.memsafe.plan.step_down import STEPS, step_down
 
 from support.cards import GIB, card
 from support.faults import AMBIGUOUS, little_garbage
@@ -24,6 +24,8 @@ ON_DEVICE = Failure("CUDA out of memory.", 2 * GIB, on_host=False)
 ON_HOST = Failure("MemoryError", None, on_host=True)
 LARGE_PLAN = plan_for(card(24))
 SINGLE = [step for step in STEPS if step.name not in ("vae_batch", "windows")]
+
+PERMISSIONS = [step.permission for step in STEPS if step.permission is not None]
 
 
 @pytest.fixture(autouse=True, scope="module")

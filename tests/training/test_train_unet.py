@@ -30,7 +30,9 @@ def make_dataset(clip, networks):
     def make() -> WindowDataset:
         pairs = ClipPairs([clip], FRAMES)
         features = [encode_track(networks.encoder, samples) for samples in pairs.tracks]
-        return WindowDataset(pairs.draw, networks.vae, features, FRAMES, SIZE, seed=1, device=CPU)
+        return WindowDataset(
+            pairs.draw, networks.vae, features, FRAMES, SIZE, seed=1, device=CPU, keep_pixels=True
+        )
 
     return make
 

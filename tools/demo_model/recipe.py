@@ -113,6 +113,7 @@ class _Stages:
             self.config.resolution,
             self.seed,
             self.runtime.device,
+            keep_pixels=True,
         )
         unet = self._train_unet(vae, dataset)
         save_model(out, self.config, unet, vae, encoder)

@@ -23,6 +23,7 @@ from latentsync_memsafe.latentsync.demo_inputs import MovingPhoto, astronaut, la
 from latentsync_memsafe.latentsync.errors import InputError
 from latentsync_memsafe.latentsync.faces import Face
 from latentsync_memsafe.latentsync.faces.align import Template
+from latentsync_memsafe.latentsync.faces.detect import box_area
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator
 from latentsync_memsafe.latentsync.faces.mediapipe import FaceMeshDetector
 from latentsync_memsafe.latentsync.faces.paste import keep_mask
@@ -200,7 +201,7 @@ def measure_openings(detector: Any, frames: np.ndarray) -> list[float]:
     """Measure the mouth opening of the largest face in each frame; NaN if there is none."""
     openings = []
     for meshes in detector.landmarks(frames):
-        largest = max(meshes, key=lambda m: (m.box[2] - m.box[0]) * (m.box[3] - m.box[1]), default=None)
+        largest = max(meshes, key=lambda face: box_area(face.box), default=None)
         openings.append(float("nan") if largest is None else largest.mouth_opening)
     return openings
 
