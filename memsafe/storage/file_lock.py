@@ -26,6 +26,8 @@ def take_lock(path: Path) -> BaseFileLock | None:
     while True:
         if path.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        # Where no file can be created, some versions of filelock report a timeout, as if another held the lock.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644))
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -71,3 +71,11 @@ def test_a_file_system_without_locks_gives_everybody_one(
     release_lock(first)
     release_lock(second)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="only Linux has a folder in which nobody can create files"
+)
+def test_a_folder_that_takes_no_files_is_an_error_and_not_a_taken_lock() -> None:
+    with pytest.raises(OSError, match="/proc/lock"):
+        take_lock(Path("/proc/lock"))
