@@ -64,6 +64,8 @@ class LatentSync16MEMSAFE(io.ComfyNode):
         output_mode: str | None = None,
         face_selection: str | None = None,
         missing_face: str | None = None,
+        optimization_level: str | None = None,
+        encoder: str | None = None,
     ) -> bool | str:
         return check_choices(
             inputs.sync_inputs(),
@@ -72,6 +74,8 @@ class LatentSync16MEMSAFE(io.ComfyNode):
             output_mode=output_mode,
             face_selection=face_selection,
             missing_face=missing_face,
+            optimization_level=optimization_level,
+            encoder=encoder,
         )
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from numbers import Integral, Real
@@ -24,7 +24,12 @@ E = TypeVar("E", bound=Enum)
 LARGEST_STEPS = 999
 # Options that allow a change of the result, or of the device, if memory runs out.
 FALLBACKS = ("allow_frame_windows", "allow_lower_resolution", "allow_cpu", "allow_vae_tiling", "allow_int8")
-_OPTIONAL = ("resolution", "face_index", "reuse_latents")  # fields of SyncOptions that may be None
+_OPTIONAL = (
+    "resolution",
+    "face_index",
+    "reuse_latents",
+    "cache_interval",
+)  # fields of SyncOptions that may be None
 
 
 class Length(str, Enum):
@@ -48,6 +53,60 @@ class MissingFace(str, Enum):
 
     KEEP = "keep"  # the frame stays unchanged
     ERROR = "error"  # the run ends with a FaceError
+
+
+class OptimizationLevel(str, Enum):
+    """What a run may trade for speed."""
+
+    CONSERVATIVE = "conservative"  # exact, without compilation
+    BALANCED = "balanced"  # changes of rounding only: compilation, and the precision the hardware is made for
+    AGGRESSIVE = "aggressive"  # approximations of measured quality as well (see AGGRESSIVE below)
+
+
+class Solver(str, Enum):
+    """Integration of the denoising process."""
+
+    DDIM = "ddim"  # as published (Song et al. 2020, arXiv:2010.02502)
+    DPM = "dpm++"  # DPM-Solver++ of second order, multistep (Lu et al. 2022, arXiv:2211.01095)
+
+
+class Compile(str, Enum):
+    """Use of torch.compile."""
+
+    AUTO = "auto"  # where a compiler is found and the run is long enough to gain from it
+    ON = "on"
+    OFF = "off"
+
+
+class Encoder(str, Enum):
+    """Video encoder of the output."""
+
+    AUTO = "auto"  # a hardware encoder where one works, else x264
+    X264 = "x264"
+    HARDWARE = "hardware"  # NVENC, Quick Sync, AMF or VideoToolbox
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one run denoises, with every choice made."""
+
+    steps: int
+    solver: Solver = Solver.DDIM
+    guidance: float = 1.5  # 1: none
+    cache_interval: int = 1  # every how many steps the whole UNet is computed
+    guidance_interval: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # shares of the steps between which guidance is applied
+
+    def is_guided(self, step: int) -> bool:
+        """Tell whether step number `step` is guided."""
+        start, end = self.guidance_interval
+        return self.guidance > 1 and start * self.steps <= step < end * self.steps
+
+    def is_full(self, step: int) -> bool:
+        """Tell whether step number `step` computes the whole UNet; the first and the last one always do."""
+        return step % self.cache_interval == 0 or step == self.steps - 1
 
 
 @dataclass(frozen=True)
@@ -74,11 +133,33 @@ class SyncOptions:
     allow_int8: bool = False  # store most of the denoiser's weights in 8 bits
     # The published code's arithmetic (integer points, 25 fps index, its frame count), for comparison only.
     parity: bool = False
+    # Speed. None: as the level says.
+    optimization_level: OptimizationLevel = OptimizationLevel.BALANCED
+    solver: Solver | None = None
+    cache_interval: int | None = None  # 1 .. 10: every how many steps the whole UNet is computed; 1: in all
+    guidance_interval: tuple[float, float] | None = None  # shares of the steps, 0 .. 1: guided between them
+    compile: Compile = Compile.AUTO
+    encoder: Encoder = Encoder.AUTO
 
     def __post_init__(self) -> None:
         self._set("length", _choice(Length, self.length, "length"))
         self._set("extend", _choice(Extend, self.extend, "extend"))
         self._set("missing_face", _choice(MissingFace, self.missing_face, "missing_face"))
+        level = _choice(OptimizationLevel, self.optimization_level, "optimization_level")
+        self._set("optimization_level", level)
+        self._set("compile", _choice(Compile, self.compile, "compile"))
+        self._set("encoder", _choice(Encoder, self.encoder, "encoder"))
+        if self.solver is not None:
+            self._set("solver", _choice(Solver, self.solver, "solver"))
+        self._check_integer("cache_interval", 1, 10, "an integer from 1 (off) to 10")
+        if self.guidance_interval is not None:
+            interval = tuple(self.guidance_interval)
+            right = len(interval) == 2 and all(_is_finite(share) for share in interval)
+            right = right and 0 <= interval[0] <= interval[1] <= 1
+            _check(
+                right, "guidance_interval", self.guidance_interval, "two shares of the steps such as 0, 0.5"
+            )
+            self._set("guidance_interval", (float(interval[0]), float(interval[1])))
         if self.fps is not None:
             self._set("fps", as_fps(self.fps))
         self._check_integer("seed", 0, 2**64 - 1, "an integer from 0 to 2**64 - 1")
@@ -113,9 +194,27 @@ class SyncOptions:
             _check(_is_finite(value) and low <= value <= high, name, value, expected)
 
     @property
+    def sampling(self) -> Sampling:
+        """The steps to take: the level's, with those choices that are made in the options."""
+        exact = Sampling(self.steps, guidance=self.guidance)
+        aggressive = self.optimization_level is OptimizationLevel.AGGRESSIVE
+        base = replace(exact, **AGGRESSIVE, steps=math.ceil(self.steps / 2)) if aggressive else exact
+        chosen = {name: getattr(self, name) for name in ("solver", "cache_interval", "guidance_interval")}
+        return replace(base, **{name: value for name, value in chosen.items() if value is not None})
+
+    @property
     def permissions(self) -> tuple[str, ...]:
         """Names of the fallback options that are set."""
         return tuple(name for name in FALLBACKS if getattr(self, name))
+
+
+# The approximations of the level `aggressive`, beside half the steps: the best point of the measured curve
+# (`benchmarks/quality_curve.py`).
+AGGRESSIVE: Mapping[str, Any] = {
+    "solver": Solver.DPM,
+    "cache_interval": 2,
+    "guidance_interval": (0.0, 0.5),
+}
 
 
 @dataclass(frozen=True)

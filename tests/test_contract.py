@@ -53,7 +53,8 @@ COMMANDS = {
             "--resume",
             "--reuse-latents",
         ),
-        *("--seed", "--steps", "--video"),
+        *("--seed", "--steps", "--video", "--optimization-level", "--solver", "--cache-interval"),
+        *("--guidance-interval", "--compile", "--encoder", "--allow-vae-tiling", "--allow-int8"),
     }
     | DEVICE_OPTIONS
     | NETWORK_OPTIONS,
@@ -74,7 +75,7 @@ NODE_INPUTS = {
         *("audio", "video", "images", "fps", "model", "mask", "seed", "lips_expression", "inference_steps"),
         *("memory_mode", "attention_mode", "output_mode", "vram_limit_gb", "face_selection", "face_index"),
         *("face_x", "face_y", "missing_face", "allow_demo", "allow_frame_windows", "allow_lower_resolution"),
-        "allow_cpu",
+        *("allow_cpu", "allow_vae_tiling", "allow_int8", "optimization_level", "encoder"),
     ],
     "LatentSyncModelLoader": ["checkpoint", "precision", "attention", "offload", "auto_download"],
     "LatentSyncLoadVideo": [
@@ -111,7 +112,8 @@ PLAN = [
 OPTIONS = [
     *("seed", "steps", "guidance", "resolution", "fps", "length", "extend", "face_index", "face_at"),
     *("missing_face", "crf", "reuse_latents", "allow_frame_windows", "allow_lower_resolution", "allow_cpu"),
-    "parity",
+    *("allow_vae_tiling", "allow_int8", "parity", "optimization_level", "solver", "cache_interval"),
+    *("guidance_interval", "compile", "encoder"),
 ]
 
 

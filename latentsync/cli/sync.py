@@ -6,7 +6,17 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from ..config import FACE_DETECTORS, Extend, Length, MissingFace, SyncOptions
+from ..config import (
+    FACE_DETECTORS,
+    Compile,
+    Encoder,
+    Extend,
+    Length,
+    MissingFace,
+    OptimizationLevel,
+    Solver,
+    SyncOptions,
+)
 from ..report import check_report
 from .options import (
     add_device_options,
@@ -39,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_files(parser)
     _add_generation(parser)
     _add_face_options(parser)
+    _add_speed(parser)
     add = parser.add_argument
     for option, action in FALLBACKS.items():
         add(option, action="store_true", help=f"if memory runs out and no exact step is left, {action}")
@@ -90,11 +101,49 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     )
     add("--crf", type=int, default=defaults.crf, help="H.264 quality, 0-51 (default: %(default)s)")
     add(
+        "--encoder",
+        choices=values_of(Encoder),
+        default=defaults.encoder.value,
+        help="H.264 encoder; auto: the GPU's where it works, else x264 (default: %(default)s)",
+    )
+    add(
         "--reuse-latents",
         type=float,
         metavar="BOUND",
         help="0-255: encode a face again only if the mean difference of one of its 32 px patches exceeds this "
         "(default: any difference)",
+    )
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    defaults = SyncOptions()
+    add(
+        "--optimization-level",
+        choices=values_of(OptimizationLevel),
+        default=defaults.optimization_level.value,
+        help="conservative: exact; balanced: also compilation and the hardware's own precision, which change rounding "
+        "only; aggressive: approximations, half the steps (default: %(default)s)",
+    )
+    add("--solver", choices=values_of(Solver), help="integration of the steps (default: the level's)")
+    add(
+        "--cache-interval",
+        type=int,
+        metavar="N",
+        help="1-10: compute the whole UNet in every Nth step only, and its outermost layers in the others "
+        "(default: the level's)",
+    )
+    add(
+        "--guidance-interval",
+        type=_interval,
+        metavar="START,END",
+        help="apply guidance only between these shares of the steps, such as 0,0.5 (default: the level's)",
+    )
+    add(
+        "--compile",
+        choices=values_of(Compile),
+        default=defaults.compile.value,
+        help="torch.compile; auto: where a compiler is found and the run is long enough (default: %(default)s)",
     )
 
 
@@ -149,6 +198,16 @@ def _sync(arguments: argparse.Namespace, options: SyncOptions, inputs: Inputs) -
     if arguments.report is not None:
         report.save(arguments.report)
     return 0
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        start, end = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an interval; expected START,END such as 0,0.5"
+        ) from None
+    return start, end
 
 
 def _point(text: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...memsafe import MemoryMode
-from ..config import LARGEST_STEPS, MissingFace, SyncOptions
+from ..config import LARGEST_STEPS, Encoder, MissingFace, OptimizationLevel, SyncOptions
 from ..validation import LARGEST_SIDE
 from ..video.formats import Preset
 from ..video.length import LengthMode
@@ -24,7 +24,7 @@ LatentSyncModel = io.Custom("LATENTSYNC_MODEL")
 
 def sync_inputs() -> list[Any]:
     """Return the inputs of the sync node. Saved workflows hold values by position: append new inputs only."""
-    return [*_links(), *_generation(), *_face(), *_fallbacks()]
+    return [*_links(), *_generation(), *_face(), *_fallbacks(), *_speed()]
 
 
 def _links() -> list[Any]:
@@ -135,6 +135,27 @@ def _fallbacks() -> list[Any]:
             name, default=False, optional=True, tooltip=f"If memory runs out and nothing else helps: {what}"
         )
         for name, what in permissions.items()
+    ]
+
+
+def _speed() -> list[Any]:
+    return [
+        _choice(
+            "optimization_level",
+            OptimizationLevel,
+            SyncOptions.optimization_level.value,
+            "conservative: exact. balanced: also compilation and the hardware's own precision, which change rounding "
+            "only. aggressive: approximations of measured quality, several times faster; takes half of "
+            "inference_steps.",
+            optional=True,
+        ),
+        _choice(
+            "encoder",
+            Encoder,
+            SyncOptions.encoder.value,
+            "H.264 encoder of the file. auto: the GPU's where it works, else x264.",
+            optional=True,
+        ),
     ]
 
 
@@ -306,10 +327,12 @@ def plan_inputs() -> list[Any]:
     ]
 
 
-def _choice(name: str, options: Iterable[str], default: str, tooltip: str) -> io.Combo.Input:
+def _choice(
+    name: str, options: Iterable[str], default: str, tooltip: str, *, optional: bool = False
+) -> io.Combo.Input:
     """options: texts, or an enum of texts."""
     texts = [option.value if isinstance(option, Enum) else option for option in options]
-    return io.Combo.Input(name, options=texts, default=default, tooltip=tooltip)
+    return io.Combo.Input(name, options=texts, default=default, tooltip=tooltip, optional=optional)
 
 
 def _integer(name: str, tooltip: str, *, most: int, least: int = 0, default: int = 0) -> io.Int.Input:

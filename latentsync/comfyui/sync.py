@@ -133,7 +133,9 @@ def _options(settings: dict[str, Any]) -> SyncOptions:
         face_index=settings["face_index"] if selection == "index" else None,
         face_at=(settings["face_x"], settings["face_y"]) if selection == "position" else None,
         missing_face=settings["missing_face"],
-        **{name: settings.get(name, False) for name in FALLBACKS},
+        **{
+            name: settings[name] for name in (*FALLBACKS, "optimization_level", "encoder") if name in settings
+        },
     )
 
 

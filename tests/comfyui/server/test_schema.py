@@ -36,6 +36,8 @@ NODES: dict[str, dict[str, Any]] = {
         "allow_cpu": False,
         "allow_vae_tiling": False,
         "allow_int8": False,
+        "optimization_level": "balanced",
+        "encoder": "auto",
     },
     "LatentSyncModelLoader": {
         "checkpoint": "1.6",
