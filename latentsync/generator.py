@@ -32,7 +32,7 @@ from .config import SyncOptions
 from .errors import NumericalError, Remedy
 from .faces.align import Template
 from .faces.locate import LocatedFrame
-from .faces.paste import keep_mask, paste, paste_alpha, restore
+from .faces.paste import keep_mask, lip_region, paste, paste_alpha, restore
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
 from .windows import nearest_present, pingpong_indices
@@ -78,10 +78,9 @@ class FaceGenerator:
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
         self._buffer: Tensor | None = None  # of decoded faces
         self._denoised_frames = 0  # in the current call of `generate`
-        generated = keep_mask(template.resolution)[0] < 0.5
         self.attention = ModelAttention(  # its `used` reports the kernels that ran
             runtime.attention_mode,
-            KeyRegion(generated, runtime.key_weight),
+            KeyRegion(lip_region(template), runtime.key_weight),
             attention_slices=lambda: runtime.plan.attention_slices,
             feed_forward_slices=lambda: runtime.plan.feed_forward_slices,
         )

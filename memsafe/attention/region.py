@@ -57,13 +57,14 @@ class KeyRegion:
     def log_weights(self, keys: int, device: torch.device) -> Tensor:
         """Return the bias of each key's scores: float32 [keys], log(weight) in the region and 0 elsewhere.
 
-        The keys are the pixels, row by row, of a frame with the mask's aspect ratio; the mask is resized to it by
-        the `nearest` of torch's interpolate. Raises ValueError if no such frame has that many pixels.
+        The keys are the pixels, row by row, of a frame with the mask's aspect ratio; those that the mask covers by
+        half or more are in the region. Raises ValueError if no such frame has that many pixels.
         """
         biases = self._log_weights.get((keys, device))
         if biases is None:
-            mask = F.interpolate(self.mask.to(device)[None, None].float(), self._size(keys), mode="nearest")
-            biases = mask.flatten() * math.log(self.weight)
+            # On the CPU: Metal averages only where one size is a multiple of the other.
+            covered = F.interpolate(self.mask.cpu()[None, None].float(), self._size(keys), mode="area")
+            biases = ((covered >= 0.5).flatten() * math.log(self.weight)).to(device)
             self._log_weights[keys, device] = biases
         return biases
 

@@ -1,6 +1,7 @@
 """Alignment and paste-back against the published model's, and against closed forms."""
 
 import json
+from pathlib import Path
 
 import av
 import cv2
@@ -9,10 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from latentsync_memsafe.latentsync.faces import load_detector
 from latentsync_memsafe.latentsync.faces.align import FILL, Template, invert, shifted, warp
-from latentsync_memsafe.latentsync.faces.paste import keep_mask, paste, paste_alpha, restore
+from latentsync_memsafe.latentsync.faces.paste import keep_mask, lip_region, paste, paste_alpha, restore
+from latentsync_memsafe.latentsync.training.clips import align_clip
+from latentsync_memsafe.memsafe import KeyRegion
+from latentsync_memsafe.tools.demo_model.drawn import DrawnFace
 
 from support.paths import clip, clip_reference, reference
+from support.portrait import moving_portrait
+
+# Points of the face mesh along the outer edge of the lips; under the nose; on the chin; inner corners of the eyes.
+OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+NOT_LIPS = (2, 152, 133, 362)
 
 
 def published_matrices(resolution: int) -> tuple[np.ndarray, np.ndarray]:
@@ -203,3 +213,37 @@ def test_paste_alpha_is_zero_wherever_the_model_keeps_its_input(resolution: int)
     assert alpha.max() == 1.0
     for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]):
         assert (edge == 0).all()
+
+
+def at(region: torch.Tensor, points: np.ndarray) -> list[bool]:
+    """Values of the region at points [k, 2] (x, y) relative to the size of the square."""
+    columns, rows = np.floor(points.T * len(region)).astype(int)
+    return region[rows, columns].tolist()
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 256, 320, 512])
+def test_the_lip_region_is_symmetric_and_a_small_part_of_what_is_generated(resolution: int) -> None:
+    region = lip_region(Template(resolution))
+    assert region.dtype == torch.bool and region.shape == (resolution, resolution)
+    assert torch.equal(region, region.flip(1))
+    assert not (region & (keep_mask(resolution)[0] >= 0.5)).any()
+    assert region.float().mean().item() == pytest.approx(0.125, abs=0.003)
+    # The published models' latents, and the smallest layer's.
+    for side in (resolution // 8, resolution // 64):
+        keys = KeyRegion(region, 2.0).log_weights(side * side, region.device).view(side, side)
+        assert torch.equal(keys, keys.flip(1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_lip_region_holds_the_mouths_of_drawn_faces(seed: int) -> None:
+    drawn, region = DrawnFace.random(np.random.default_rng(seed)), lip_region(Template(512))
+    for opening, width in [(0, 0.55), (0.1, 0.45), (0.2, 0.6), (0.25, 0.7)]:
+        assert all(at(region, drawn.landmarks(opening, width)))
+
+
+def test_the_lip_region_holds_the_lips_of_the_portrait_and_neither_nose_nor_chin(faces: Path) -> None:
+    aligned = align_clip("portrait", moving_portrait(count=3), None, load_detector(faces), 256)
+    region = lip_region(Template(256))
+    for points in (aligned.points + 0.5) / 256:
+        assert all(at(region, points[list(OUTER_LIPS)]))
+        assert not any(at(region, points[list(NOT_LIPS)]))

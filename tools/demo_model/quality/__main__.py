@@ -3,7 +3,8 @@
 The mouth opening is measured on the finished frames with a face mesh of 468 points. The sync score is its
 correlation with the opening that a ridge regression predicts from the audio. The regression is fitted on the
 clips demo1 and demo2, on which the model was trained too; the driving speech is unknown to both, and demo3 is
-unseen. Takes about 40 minutes on two CPU cores, with --quick about 10.
+unseen. Takes about 40 minutes on two CPU cores, with --quick about 10. --lip-weights compares weights of the mouth
+region in attention instead.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from latentsync_memsafe.latentsync import SyncOptions, load_models
 from latentsync_memsafe.latentsync.audio import log_mel
-from latentsync_memsafe.memsafe import Runtime
+from latentsync_memsafe.latentsync.faces.align import Template
+from latentsync_memsafe.latentsync.faces.paste import lip_region
+from latentsync_memsafe.memsafe import AttentionMode, KeyRegion, ModelAttention, Runtime
 
 from ..mouth_state import mouth_track
 from ..speech import MouthRegression, sync_score
@@ -60,6 +64,7 @@ class Extent:
 
 FULL = Extent(speech=13, own=13, silent=4, voices=2, silences=("zero", "noise"))
 QUICK = Extent(speech=6, own=3, silent=3, voices=1, silences=("zero",))
+WEIGHTS = Extent(speech=4, own=2, silent=0, voices=1, silences=())  # of each weight in --lip-weights
 
 
 def score(regression: MouthRegression, audio: np.ndarray, opening: np.ndarray) -> tuple[float, int]:
@@ -106,9 +111,9 @@ class Benchmark:
     """All cases for one model."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.extent = QUICK if arguments.quick else FULL
+        self.extent = WEIGHTS if arguments.lip_weights else QUICK if arguments.quick else FULL
         self.strips: Path = arguments.strips
-        self.runtime = Runtime.auto(arguments.device)
+        self.runtime = Runtime.auto(arguments.device, dtype=arguments.dtype)
         self.bundle = load_models(arguments.model, dtype=self.runtime.plan.dtype, device=self.runtime.device)
         self.options = SyncOptions(
             seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance, fps=FPS
@@ -204,6 +209,49 @@ class Benchmark:
                 table.row(face, name, *row, verdict(stillness=ratio <= STILLNESS))
         return table.verdicts
 
+    def compare_lip_weights(self, weights: Sequence[float]) -> None:
+        """Print sync score and mouth PSNR with each weight of the mouth region's pixels as attention keys.
+
+        The PSNR against the clip itself is that of `run_own_audio`; the other one is between the finished frames
+        with this weight and with the first weight.
+        """
+        table = Table(
+            "Weight of the mouth region in attention",
+            *("face", "audio", "weight", "sync", "lag", "on other audio", "opening"),
+            *("PSNR of the mouth against the first weight, dB", "with its own audio against the clip, dB"),
+        )
+        resolution, size = self.bundle.config.resolution, self.bundle.config.num_frames
+        where, lips = mouth_region(resolution), lip_region(Template(resolution))
+        for face in self.only:
+            name = self.material.speech[face][0]
+            audio, first = self._trim(self.material.audio[name], self.extent.speech), None
+            for weight in weights:
+                self.runtime = self._weighted_runtime(weight)
+                result = self._run(face, audio, f"{face}-lip-weight-{weight:g}")
+                first = result if first is None else first
+                reached, lag, others = compare_scores(result.opening, name, audio, self.material)
+                against_clip: float | str = ""
+                if face in self.material.clips:
+                    clip, count = self.material.clips[face], self.extent.own * size
+                    attention = ModelAttention(AttentionMode.FLEX, KeyRegion(lips, weight))
+                    with attention.applied(self.bundle.unet):
+                        generated, _ = generate_from_distant_reference(
+                            self.bundle, clip.faces, clip.samples, count, self.options
+                        )
+                    against_clip = float(psnr(generated, clip.faces[:count], where).mean())
+                table.row(
+                    *(face, name, weight, reached, lag, others),
+                    f"{result.opening.mean():.3f} ± {result.opening.std():.3f}",
+                    float(psnr(result.finished, first.finished, where).mean()),
+                    against_clip,
+                )
+
+    def _weighted_runtime(self, weight: float) -> Runtime:
+        plan = self.runtime.plan
+        return Runtime.auto(
+            plan.device, dtype=plan.dtype, attention_mode=AttentionMode.FLEX, key_weight=weight
+        )
+
     def print_real_video(self) -> None:
         """Print the score of real mouths that the regression was not fitted on, for comparison."""
         if UNSEEN not in self.material.clips:
@@ -254,9 +302,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SyncOptions().seed)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the best available)")
     parser.add_argument(
+        "--bf16", dest="dtype", action="store_const", const=torch.bfloat16, help="compute in bfloat16"
+    )
+    parser.add_argument(
         "--faces", nargs="+", choices=SPEECH, help="only these (default: all that are available)"
     )
     parser.add_argument("--quick", action="store_true", help="one audio track of 4 s per face")
+    parser.add_argument(
+        "--lip-weights",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="only compare these weights of the mouth region, on 2.6 s per face (1: the trained model)",
+    )
     arguments = parser.parse_args()
     started = time.perf_counter()
     benchmark = Benchmark(arguments)
@@ -266,6 +324,9 @@ def main() -> int:
     if benchmark.material.second is not None:
         print(f"The second regression is fitted on {UNSEEN}, who is not in the training data.")
     benchmark.print_real_video()
+    if arguments.lip_weights:
+        benchmark.compare_lip_weights(arguments.lip_weights)
+        return 0
     verdicts = [*benchmark.run_speech(), *benchmark.run_own_audio(), *benchmark.run_silence()]
     passed = verdicts.count("PASS")
     minutes = (time.perf_counter() - started) / 60
