@@ -49,7 +49,8 @@ def run_key(bundle: ModelBundle, options: SyncOptions, audio: Any, *state: objec
     networks = [module_key(m) for m in (bundle.unet, bundle.vae, bundle.audio_encoder)]
     detector = type(bundle.detector).__qualname__
     # The encoding of the output and the CPU as a last resort do not change the frames.
-    relevant = replace(options, crf=SyncOptions.crf, allow_cpu=SyncOptions.allow_cpu)
+    same = {name: getattr(SyncOptions, name) for name in ("crf", "encoder", "allow_cpu")}
+    relevant = replace(options, **same)
     facts = (FORMAT, relevant, bundle.config, networks, detector, _audio_key(audio), state)
     return content_key(np.empty(0, np.uint8), facts)
 

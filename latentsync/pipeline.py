@@ -41,6 +41,7 @@ from .validation import Audio, Inputs, Source, open_inputs
 from .video import FrameSource, VideoWriter
 from .video.buffers import OutputBuffer, ReplayBuffer
 from .video.extend import timeline
+from .video.formats import h264
 from .weights.loading import ModelBundle
 from .windows import grouped
 from .workload import translate_oom, workload_for
@@ -110,7 +111,7 @@ class LipSyncPipeline:
                 inputs.source,
                 audio=inputs.audio_media,
                 end_audio_with_video=options.extend is Extend.CUT or options.length is Length.VIDEO,
-                crf=options.crf,
+                encoding=h264(options.encoder, options.crf, inputs.source.width, inputs.source.height),
                 metadata=metadata,
             )
             folder = scratch if scratch is not None else output.absolute().parent
@@ -119,6 +120,7 @@ class LipSyncPipeline:
             )
             with translate_oom(), writer, closing(finished):
                 self._write(finished, writer, collector)
+            report.encoder = writer.codec
         if journal is None:
             remove_journal(output)
         else:

@@ -34,6 +34,7 @@ class Report:
     fps: str = ""  # exact, such as "30000/1001"
     frames: int = 0  # written
     duration: float = 0.0  # seconds of the output
+    encoder: str = ""  # FFmpeg's name, such as "libx264"; empty without an output file
     audio_duration: float = 0.0  # seconds of the driving audio
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
     attention: Mapping[str, Any] = field(default_factory=dict)  # kernels requested and kernels used

@@ -296,8 +296,8 @@ def save_inputs() -> list[Any]:
             Preset,
             Preset.MP4.value,
             "mp4 plays everywhere; a VIDEO that is an H.264 file already is copied without encoding. NVENC always "
-            "encodes, on an NVIDIA GPU; where that does not work it does the same as mp4, with a warning in the log. "
-            "mkv is for programs that have trouble with mp4. ProRes is for editing.",
+            "encodes, on an NVIDIA GPU or another maker's; where none works it does the same as mp4, with a warning "
+            "in the log. mkv is for programs that have trouble with mp4. ProRes is for editing.",
         ),
         _integer(
             "crf",

@@ -91,11 +91,12 @@ def write_clip(
     """
     metadata = dict(metadata or {})
     frames = clip.frames
-    preset = preset.available(frames.width, frames.height)
-    if clip.file and preset.allows_remux and proxy is None and _can_remux(clip.file, preset.suffix):
+    encoding = preset.encoding(crf, frames.width, frames.height)
+    may_copy = encoding.codec == x264().codec and proxy is None  # any H.264 is as good as x264's
+    if clip.file and may_copy and _can_remux(clip.file, preset.suffix):
         remux(clip.file, path, metadata)
         return
-    outputs = [(path, preset.encoding(crf)), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
+    outputs = [(path, encoding), *([(proxy, x264(28, "ultrafast"))] if proxy else [])]
     # All of a file's audio is given as the file, so that its packets can be copied.
     whole = clip.audio.path if isinstance(clip.audio, AudioClip) and clip.audio.whole else None
     options = {"audio": whole or clip.read_audio(), "end_audio_with_video": True, "metadata": metadata}

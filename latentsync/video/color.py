@@ -104,7 +104,7 @@ class FromRGB:
     """
 
     def __init__(self, tags: ColorTags, width: int, height: int, pix_fmt: str = "yuv420p") -> None:
-        between_rows = 128 if "420" in pix_fmt else 0
+        between_rows = 128 if av.VideoFormat(pix_fmt).chroma_height(2) == 1 else 0
         self._graph = av.filter.Graph()
         source = self._graph.add_buffer(
             width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 1000)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 
 import av
 
+from ..config import Encoder
 from ..errors import system_reason
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class VideoEncoding:
     codec: str
     pix_fmt: str
     options: Mapping[str, str]
+    fallback: VideoEncoding | None = None  # to continue with if this encoder fails
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,44 @@ def x264(crf: int = 16, preset: str = "faster") -> VideoEncoding:
     return VideoEncoding("libx264", "yuv420p", {"crf": str(crf), "preset": preset, "rc-lookahead": "10"})
 
 
-def nvenc(crf: int = 16) -> VideoEncoding:
-    """Return the settings for H.264 on an NVIDIA GPU at constant quality; crf: on x264's scale, 0 counts as 1."""
-    options = {"preset": "p5", "rc": "vbr", "cq": str(max(1, crf)), "b": "0"}  # cq 0 means "automatic"
-    return VideoEncoding("h264_nvenc", "yuv420p", options)
+def hardware_encodings(crf: int = 16) -> list[VideoEncoding]:
+    """Return the settings for H.264 on GPUs of all makers, in the order to try them; crf: on x264's scale, 1 .. 51.
+
+    Each encoder has a scale of its own, so the quality is about that of x264. Option names: `ffmpeg -h encoder=NAME`.
+    """
+    quality = str(crf)
+    # VideoToolbox counts from 1 to 100 (best). FFmpeg's option -q:v is this flag and the value times 118.
+    toolbox = {"flags": "+qscale", "global_quality": str(118 * max(1, 100 - 2 * crf))}
+    return [
+        VideoEncoding("h264_nvenc", "yuv420p", {"preset": "p5", "rc": "vbr", "cq": quality, "b": "0"}),
+        VideoEncoding("h264_qsv", "nv12", {"global_quality": quality}),
+        VideoEncoding("h264_amf", "nv12", {"rc": "cqp", "qp_i": quality, "qp_p": quality, "qp_b": quality}),
+        VideoEncoding("h264_videotoolbox", "nv12", toolbox),
+    ]
+
+
+def h264(encoder: Encoder, crf: int, width: int, height: int) -> VideoEncoding:
+    """Return the settings for H.264 frames of this size; crf: 0 .. 51.
+
+    AUTO and HARDWARE: the first hardware encoder that encodes such a frame here, with x264 as its fallback, else x264,
+    which AUTO logs as information and HARDWARE as a warning. No hardware encoder is lossless, so crf 0 is x264.
+    """
+    software = x264(crf)
+    if encoder is Encoder.X264:
+        return software
+    for encoding in hardware_encodings(crf) if crf else ():
+        if can_encode(encoding, width + width % 2, height + height % 2):
+            return replace(encoding, fallback=software)
+    why = f"no hardware encoder works here for {width}x{height}" if crf else "no hardware encoder is lossless"
+    log.log(logging.WARNING if encoder is Encoder.HARDWARE else logging.INFO, "x264 is used: %s.", why)
+    return software
 
 
 def can_encode(encoding: VideoEncoding, width: int, height: int) -> bool:
-    """Return True if the encoder encodes a frame of this (even) size here; the log says why not."""
+    """Return True if the encoder encodes a frame of this (even) size here.
+
+    Takes milliseconds where FFmpeg lacks the encoder or the system its driver.
+    """
     try:
         context = av.CodecContext.create(encoding.codec, "w")
         context.width, context.height, context.pix_fmt = width, height, encoding.pix_fmt
@@ -76,7 +108,7 @@ def can_encode(encoding: VideoEncoding, width: int, height: int) -> bool:
         frame.pts = 0
         return bool([*context.encode(frame), *context.encode(None)])
     except (av.FFmpegError, ValueError) as error:
-        log.info("%s cannot be used here (%s).", encoding.codec, system_reason(error))
+        log.debug("%s cannot be used here (%s).", encoding.codec, system_reason(error))
         return False
 
 
@@ -103,7 +135,7 @@ class Preset(str, Enum):
     """Container and codec of a saved video; the values are shown to users."""
 
     MP4 = "mp4 (H.264)"
-    MP4_NVENC = "mp4 (H.264, NVENC)"
+    MP4_NVENC = "mp4 (H.264, NVENC)"  # or another hardware encoder
     MKV = "mkv (H.264)"
     PRORES = "mov (ProRes 422 HQ)"
 
@@ -116,21 +148,8 @@ class Preset(str, Enum):
         """True if a web page can show the file."""
         return self.suffix == ".mp4"
 
-    @property
-    def allows_remux(self) -> bool:
-        """True if H.264 of a file may be copied."""
-        return self in (Preset.MP4, Preset.MKV)
-
-    def available(self, width: int, height: int) -> Preset:
-        """Return this preset; where NVENC does not encode frames of this size, log a warning and return MP4."""
-        if self is not Preset.MP4_NVENC or can_encode(nvenc(), width + width % 2, height + height % 2):
-            return self
-        message = "NVENC does not work here for %dx%d; the video is saved as %s instead."
-        log.warning(message, width, height, Preset.MP4.value)
-        return Preset.MP4
-
-    def encoding(self, crf: int) -> VideoEncoding:
-        """Return the encoder settings; crf: quality of H.264, 0 .. 51, unused for ProRes."""
+    def encoding(self, crf: int, width: int, height: int) -> VideoEncoding:
+        """Return the encoder settings for frames of this size; crf: quality of H.264, 0 .. 51, unused for ProRes."""
         if self is Preset.PRORES:
             return _PRORES_HQ
-        return nvenc(crf) if self is Preset.MP4_NVENC else x264(crf)
+        return h264(Encoder.HARDWARE if self is Preset.MP4_NVENC else Encoder.X264, crf, width, height)

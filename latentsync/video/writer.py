@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.video.frame import PictureType
 
 from ..audio.source import AudioInput
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, system_reason
 from .audio_mux import AudioTrack, VideoEnd, open_track
 from .color import FromRGB, complete_tags
 from .formats import VideoEncoding, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors
 from .source import ColorTags, FrameSource
+
+log = logging.getLogger(__name__)
 
 
 class VideoWriter:
@@ -34,7 +38,8 @@ class VideoWriter:
         encoded here as FLAC or PCM ends there to the sample.
     color: the tags of the source; see complete_tags for missing ones. pixel_aspect: width over height of a pixel.
     metadata: such as title and comment, or a program's own keys.
-    encoding: the encoder settings; None for x264 with `crf`, which is unused otherwise.
+    encoding: the encoder settings; None for x264 with `crf`, which is unused otherwise. If the encoder fails and the
+        settings have a fallback, everything so far is written again with that.
 
     Raises OutputError for a target that cannot be written, AudioError for the audio.
     """
@@ -60,8 +65,9 @@ class VideoWriter:
         self.frames_written = 0
         self._coded_size = (width + width % 2, height + height % 2)
         self._tags = complete_tags(color or ColorTags(), *self._coded_size)
-        self._encoding = encoding or x264(crf)
-        self._to_yuv = FromRGB(self._tags, *self._coded_size, self._encoding.pix_fmt)
+        self._use(encoding or x264(crf))
+        self._held: dict[int, av.VideoFrame] = {}  # by number: frames in an encoder that may be replaced
+        self._replaced: list[OutputFile] = []
         self._audio = audio
         self._video_end = VideoEnd() if end_audio_with_video else None
         self._pixel_aspect = pixel_aspect
@@ -74,6 +80,11 @@ class VideoWriter:
         """Return a writer with the frame rate, size, colour tags and pixel aspect of `source`; `options`: the rest."""
         size = source.width, source.height
         return cls(path, source.fps, *size, color=source.color, pixel_aspect=source.pixel_aspect, **options)
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the encoder in use."""
+        return self._encoding.codec
 
     def __enter__(self) -> VideoWriter:
         try:
@@ -106,7 +117,7 @@ class VideoWriter:
         if self._video_end is not None:
             self._video_end.earliest = self.frames_written / self.fps
         with explain_write_errors(self.path):
-            self._mux(self._video.encode(yuv))
+            self._encode(yuv)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -116,7 +127,21 @@ class VideoWriter:
         finally:
             self._discard()
 
+    def _use(self, encoding: VideoEncoding) -> None:
+        self._encoding = encoding
+        self._to_yuv = FromRGB(self._tags, *self._coded_size, encoding.pix_fmt)
+
+    def _use_fallback(self, error: av.FFmpegError) -> None:
+        """Continue with the fallback of the encoder settings; raises the error if they have none."""
+        failed, fallback = self._encoding, self._encoding.fallback
+        if fallback is None:
+            raise error
+        message = "%s failed at frame %d (%s); %s encodes the video instead."
+        log.warning(message, failed.codec, self.frames_written, system_reason(error), fallback.codec)
+        self._use(fallback)
+
     def _open(self) -> None:
+        """Begin the hidden file: open the encoder, or else its fallback, and the audio."""
         suffix = self._output.partial.suffix
         self._container = container = av.open(
             str(self._output.partial.absolute()),
@@ -137,8 +162,59 @@ class VideoWriter:
             context.color_primaries = self._tags.primaries
         if self._tags.transfer is not None:
             context.color_trc = self._tags.transfer
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            self._use_fallback(error)
+            container.close()  # empty, as its header was not written
+            self._open()
+            return
         if self._audio is not None:
             self._track = open_track(self._audio, container, suffix, self._video_end)
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        """Encode and mux a frame; None: those that the encoder still holds."""
+        if frame is not None and self._encoding.fallback is not None:
+            self._held[frame.pts] = frame
+        try:
+            packets = self._video.encode(frame)
+        except av.FFmpegError as error:
+            self._start_again(error)
+            if frame is None:
+                self._encode(None)
+            return
+        for packet in packets:
+            self._held.pop(round(packet.pts * packet.time_base * self.fps), None)
+        self._mux(packets)
+
+    def _start_again(self, error: av.FFmpegError) -> None:
+        """Write a new hidden file with the fallback: what the old one shows, and the frames that its encoder held."""
+        self._use_fallback(error)
+        held, self._held = self._held, {}
+        self._close()
+        self._replaced.append(self._output)
+        self._output = OutputFile(self.path)
+        self._output.create()
+        self._open()
+        with contextlib.ExitStack() as resources:
+            shown: Iterator[av.VideoFrame] = iter(())
+            if len(held) < self.frames_written:
+                old = resources.enter_context(av.open(str(self._replaced[-1].partial.absolute())))
+                shown = old.decode(video=0)
+            for number in range(self.frames_written):
+                frame = held.pop(number, None) or next(shown, None)
+                if frame is None:
+                    raise error
+                frame.pts, frame.time_base = number, 1 / self.fps
+                frame.pict_type = PictureType.NONE  # x264 would repeat the old encoder's choice
+                self._encode(frame)
+
+    def _close(self) -> None:
+        """Complete the hidden file."""
+        assert self._container is not None
+        if self._track is not None:
+            self._track.close()
+        self._container.close()
 
     def _mux(self, packets: list[av.Packet]) -> None:
         """Mux video packets, each followed by the audio up to it, so that the muxer need not buffer either."""
@@ -152,15 +228,13 @@ class VideoWriter:
     def _finish(self) -> None:
         if not self.frames_written:
             raise OutputError(f"No frame was written to {self.path}; the input has none.")
-        assert self._container is not None
-        self._mux(self._video.encode(None))
+        self._encode(None)
         if self._track is not None:
             end = self._video_end
             if end is not None:
                 end.final = True
             self._track.advance(None if end is None else end.earliest)
-            self._track.close()
-        self._container.close()
+        self._close()
         self._output.publish()
 
     def _discard(self) -> None:
@@ -168,8 +242,11 @@ class VideoWriter:
         if self._track is not None:
             self._track.close()
         # Removed before closing, so that FFmpeg does not rewrite it for fast start; Windows removes closed files only.
-        self._output.discard()
+        outputs = [self._output, *self._replaced]
+        for output in outputs:
+            output.discard()
         if self._container is not None:
             with contextlib.suppress(Exception):  # writing the trailer of a file that is thrown away
                 self._container.close()
-        self._output.discard()
+        for output in outputs:
+            output.discard()

@@ -25,7 +25,8 @@ from latentsync_memsafe.latentsync.errors import (
     NumericalError,
     OutputError,
 )
-from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, open_video
+from latentsync_memsafe.latentsync.video import ArraySource, StreamSource, VideoWriter, formats, open_video
+from latentsync_memsafe.latentsync.video.formats import VideoEncoding
 from latentsync_memsafe.memsafe import Cancelled, NullHost, Progress, Runtime, plan_for, probe
 from latentsync_memsafe.memsafe.threads import BackgroundConsumer
 
@@ -245,6 +246,22 @@ def test_run_writes_what_stream_yields(networks: ModelBundle, tmp_path: Path) ->
     assert {"read", "detect", "audio", "align", "encode", "denoise", "decode", "paste", "write"} <= set(
         report.seconds
     )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "codec"), [("auto", "mpeg4"), ("hardware", "mpeg4"), ("x264", "libx264")]
+)
+def test_a_run_uses_the_hardware_encoder_and_reports_it(
+    networks: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, codec: str
+) -> None:
+    """MPEG-4 stands for the encoder of a GPU."""
+    stand_in = VideoEncoding("mpeg4", "yuv420p", {})
+    monkeypatch.setattr(formats, "hardware_encodings", lambda crf: [stand_in])
+    options = replace(QUICK, encoder=encoder)
+    report = pipeline(networks).run(ArraySource(scene(5), 25), sound(0.2), tmp_path / "a.mp4", options)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == codec.replace("libx264", "h264")
+    assert report.encoder == codec
 
 
 def test_frames_wait_for_the_encoder_as_the_plan_of_the_run_says(

@@ -1,6 +1,9 @@
 """Saving a clip in every format."""
 
+import errno
 import logging
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,11 +11,19 @@ import av
 import numpy as np
 import pytest
 
+from latentsync_memsafe.latentsync.config import Encoder
 from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.video import ArraySource, formats, open_video
 from latentsync_memsafe.latentsync.video import clip as clips
 from latentsync_memsafe.latentsync.video.clip import Clip, open_clip, write_clip
-from latentsync_memsafe.latentsync.video.formats import Preset, VideoEncoding, can_encode, x264
+from latentsync_memsafe.latentsync.video.formats import (
+    Preset,
+    VideoEncoding,
+    can_encode,
+    h264,
+    hardware_encodings,
+    x264,
+)
 
 from support.media import decoded_sound, make_clip, number_of, numbered_frame, tone
 
@@ -70,41 +81,99 @@ def test_prores_keeps_colours_and_chroma_position(tmp_path: Path) -> None:
     assert np.abs(error).mean() < 2 and np.abs(error).max() < 16
 
 
-def test_without_nvenc_x264_encodes_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+HARDWARE = ["h264_nvenc", "h264_qsv", "h264_amf", "h264_videotoolbox"]
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno == level]
+
+
+@pytest.mark.parametrize("encoder", [Encoder.AUTO, Encoder.HARDWARE])
+@pytest.mark.parametrize("working", [*HARDWARE, None])
+def test_the_first_hardware_encoder_that_works_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, working: str | None, encoder: Encoder
 ) -> None:
+    """Asked in order, with the even size; x264 stands by, or is used with one line: a warning for HARDWARE."""
+    caplog.set_level(logging.INFO)
     asked = []
     monkeypatch.setattr(
-        formats, "can_encode", lambda encoding, *size: asked.append((encoding.codec, size)) or False
+        formats, "can_encode", lambda one, *size: asked.append((one.codec, size)) or one.codec == working
     )
-    assert Preset.MP4_NVENC.available(63, 48).encoding(20) == x264(20)
-    assert asked == [("h264_nvenc", (64, 48))]
-    assert "NVENC does not work" in caplog.text
-    monkeypatch.setattr(formats, "can_encode", lambda *_: True)
-    assert Preset.MP4_NVENC.available(63, 48).encoding(20).codec == "h264_nvenc"
+    chosen = h264(encoder, 20, 63, 47)
+    tried = HARDWARE[: HARDWARE.index(working) + 1] if working else HARDWARE
+    assert asked == [(codec, (64, 48)) for codec in tried]
+    if working:
+        assert (chosen.codec, chosen.fallback) == (working, x264(20)) and not caplog.records
+    else:
+        level = logging.INFO if encoder is Encoder.AUTO else logging.WARNING
+        assert chosen == x264(20) and len(caplog.records) == 1
+        assert logged(caplog, level) == ["x264 is used: no hardware encoder works here for 63x47."]
+
+
+def test_x264_and_lossless_quality_ask_no_hardware(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(formats, "can_encode", lambda *_: pytest.fail("asked"))
+    assert h264(Encoder.X264, 20, 64, 48) == x264(20)
+    assert h264(Encoder.AUTO, 0, 64, 48) == x264(0) and not caplog.records
+    assert h264(Encoder.HARDWARE, 0, 64, 48) == x264(0)
+    assert logged(caplog, logging.WARNING) == ["x264 is used: no hardware encoder is lossless."]
+
+
+@pytest.mark.parametrize("codec", HARDWARE)
+def test_settings_of_hardware_encoders_are_those_of_this_ffmpeg(codec: str) -> None:
+    """FFmpeg refuses values before it looks for the hardware, and ignores names that it does not know."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    for crf in (1, 16, 50, 51):
+        encoding = next(one for one in hardware_encodings(crf) if one.codec == codec)
+        context = av.CodecContext.create(codec, "w")
+        assert encoding.pix_fmt in {one.name for one in context.codec.video_formats}
+        if hasattr(context, "supported_options"):  # older PyAV has none
+            known = context.supported_options
+            assert encoding.options.keys() <= {one.name for one in (*known.generic, *known.private)}
+        context.width, context.height, context.pix_fmt = 640, 480, encoding.pix_fmt
+        context.time_base, context.options = Fraction(1, 25), dict(encoding.options)
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            assert error.errno not in (errno.EINVAL, errno.ERANGE)
+
+
+def test_hardware_that_is_not_there_is_refused_silently() -> None:
+    """In a process of its own, because drivers and FFmpeg write to stderr themselves."""
+    script = (
+        "import sys, logging; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "from latentsync_memsafe.latentsync.video.formats import can_encode, hardware_encodings\n"
+        "print(*(can_encode(one, 640, 480) for one in hardware_encodings()))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert len(run.stdout.split()) == 4 and set(run.stdout.split()) <= {"True", "False"}
 
 
 @pytest.mark.parametrize("works", [True, False])
 def test_nvenc_encodes_h264_files_again_or_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, works: bool
 ) -> None:
-    """x264 at another quality stands for the GPU's encoder."""
+    """MPEG-4 stands for the GPU's encoder."""
     source = make_clip(tmp_path / "in.mp4", 20)
     monkeypatch.setattr(formats, "can_encode", lambda *_: works)
-    monkeypatch.setattr(formats, "nvenc", lambda crf=16: x264(40))
+    monkeypatch.setattr(
+        formats, "hardware_encodings", lambda crf: [VideoEncoding("mpeg4", "yuv420p", {"qscale": "2"})]
+    )
     write_clip(open_clip(source), tmp_path / "out.mp4", Preset.MP4_NVENC)
-    copied = [d for _, d in packets(source, "video")] == [
-        d for _, d in packets(tmp_path / "out.mp4", "video")
-    ]
+    copied = packets(source, "video") == packets(tmp_path / "out.mp4", "video")
     assert copied != works
     assert [number_of(frame) for frame in open_video(tmp_path / "out.mp4").frames()] == list(range(20))
-    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    expected = f"NVENC does not work here for 64x48; the video is saved as {Preset.MP4.value} instead."
-    assert warnings == ([] if works else [expected])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == ("mpeg4" if works else "h264")
+    expected = "x264 is used: no hardware encoder works here for 64x48."
+    assert logged(caplog, logging.WARNING) == ([] if works else [expected])
 
 
 def test_an_encoder_works_only_if_it_encodes_a_frame(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     assert can_encode(x264(), 64, 48)
     assert not can_encode(VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}), 64, 48)
     assert not can_encode(VideoEncoding("no_such_encoder", "yuv420p", {}), 64, 48)

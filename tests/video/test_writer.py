@@ -4,8 +4,10 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from latentsync_memsafe.latentsync.errors import AudioError, InputError, LatentSyncError, OutputError
 from latentsync_memsafe.latentsync.video import ColorTags, VideoWriter, open_video
+from latentsync_memsafe.latentsync.video.formats import VideoEncoding, x264
 
 from support import media
 
@@ -159,6 +162,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
 def test_a_failing_write_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     script = """
 import resource, sys, numpy as np
+from dataclasses import replace
 from fractions import Fraction
 from latentsync_memsafe.latentsync.errors import OutputError
 from latentsync_memsafe.latentsync.video import VideoWriter
@@ -178,8 +182,98 @@ except OutputError as error:
     assert partial_files(tmp_path) == []
 
 
+class Failing:
+    """A stream whose encoder fails at one frame, or at the end (None)."""
+
+    def __init__(self, stream: Any, at: int | None) -> None:
+        self._stream, self._at = stream, at
+
+    def encode(self, frame: av.VideoFrame | None) -> list[av.Packet]:
+        if (None if frame is None else frame.pts) == self._at:
+            raise av.FFmpegError(1, "the device is lost")
+        return self._stream.encode(frame)
+
+
+def frames_and_times(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    return [frame.to_ndarray() for frame in frames], [frame.pts * frame.time_base for frame in frames]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("at", [0, 1, 47, None])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "nv12"])
+def test_an_encoder_that_fails_is_replaced_without_losing_a_frame(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int | None, pix_fmt: str, suffix: str
+) -> None:
+    """Lossless before and after, with reordered frames: equal to what x264 alone writes."""
+    sound = media.make_sound(tmp_path / "s.m4a", media.tone(2.4), "aac")
+    expected = write(tmp_path / f"a{suffix}", 60, size=(63, 47), crf=0, audio=sound)
+    # Without a lookahead the encoder holds few frames, so that most are in the file when it fails.
+    options = {"qp": "0", "preset": "ultrafast", "bf": "2", "tune": "zerolatency"}
+    encoding = VideoEncoding("libx264", pix_fmt, options, fallback=x264(0))
+    path = tmp_path / f"b{suffix}"
+    with VideoWriter(path, Fraction(25), 63, 47, audio=sound, encoding=encoding) as sink:
+        sink._video = Failing(sink._video, at)
+        for number in range(60):
+            sink.write(media.numbered_frame(number, (63, 47)))
+    assert sink.codec == "libx264" and sink._encoding == x264(0)
+    (frames, times), (others, other_times) = frames_and_times(path), frames_and_times(expected)
+    assert len(frames) == 60 and times == other_times
+    assert all(map(np.array_equal, frames, others))
+    assert np.array_equal(media.decoded_sound(path), media.decoded_sound(expected))
+    where = 60 if at is None else at + 1
+    assert [record.message for record in caplog.records] == [
+        f"libx264 failed at frame {where} (the device is lost); libx264 encodes the video instead."
+    ]
+    assert partial_files(tmp_path) == [expected.name, path.name, "s.m4a"]
+
+
+def test_an_encoder_that_cannot_be_opened_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}, fallback=x264(30))
+    path = write(tmp_path / "a.mp4", 20, encoding=broken, audio=(TONES, 44100))
+    assert path.read_bytes() == write(tmp_path / "b.mp4", 20, crf=30, audio=(TONES, 44100)).read_bytes()
+    assert len(caplog.records) == 1 and "libx264 encodes the video instead" in caplog.text
+    with (
+        pytest.raises(OutputError),
+        VideoWriter(tmp_path / "new" / "c.mp4", Fraction(25), *SIZE, encoding=replace(broken, fallback=None)),
+    ):
+        pass
+    assert partial_files(tmp_path) == ["a.mp4", "b.mp4"]
+
+
+def test_a_run_that_ends_after_its_encoder_was_replaced_leaves_nothing(tmp_path: Path) -> None:
+    encoding = VideoEncoding("libx264", "yuv420p", {"tune": "zerolatency"}, fallback=x264())
+    with (
+        pytest.raises(ZeroDivisionError),
+        VideoWriter(tmp_path / "new" / "a.mp4", Fraction(25), *SIZE, encoding=encoding) as sink,
+    ):
+        sink._video = Failing(sink._video, 5)
+        for number in range(10):
+            sink.write(media.numbered_frame(number))
+        assert len(partial_files(tmp_path)) == 5  # the folder, two hidden files and their locks
+        raise ZeroDivisionError
+    assert partial_files(tmp_path) == []
+
+
+def test_nv12_holds_the_same_colours_as_yuv420p(tmp_path: Path) -> None:
+    """The two order the same samples differently; rows of one colour each show where chroma lies."""
+    picture = np.empty((48, 64, 3), np.uint8)
+    picture[::3], picture[1::3], picture[2::3] = (200, 60, 60), (60, 60, 200), (60, 200, 60)
+    decoded = []
+    for pix_fmt in ("yuv420p", "nv12"):
+        encoding = VideoEncoding("libx264", pix_fmt, {"qp": "0"})
+        with VideoWriter(tmp_path / "a.mp4", Fraction(25), *SIZE, encoding=encoding) as sink:
+            sink.write(picture)
+        decoded.append(frames_and_times(tmp_path / "a.mp4")[0][0])
+    assert np.array_equal(*decoded)
+
+
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from fractions import Fraction
 from latentsync_memsafe.latentsync.video import VideoWriter
 with VideoWriter(sys.argv[1], Fraction(25), 64, 48):
