@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -32,7 +33,7 @@ from latentsync_memsafe.latentsync.training.clips import AlignedClip, align_clip
 from latentsync_memsafe.latentsync.training.dataset import REFERENCE_DISTANCE, encode_track, to_tensor
 from latentsync_memsafe.latentsync.video import open_video
 from latentsync_memsafe.latentsync.video.extend import timeline
-from latentsync_memsafe.memsafe import Runtime
+from latentsync_memsafe.memsafe import ModelAttention, Runtime
 
 from ..mouth_state import mouth_track
 from ..speech import MouthRegression, SpeechClip, random_speech
@@ -228,7 +229,7 @@ def generate_from_distant_reference(
     device = next(bundle.unet.parameters()).device
     keep = keep_mask(bundle.config.resolution).to(device)
     audio = encode_track(bundle.audio_encoder, samples).to(device)
-    scheduler = make_scheduler(bundle.config.scheduler)
+    scheduler = make_scheduler(bundle.config.scheduler, options.sampling.solver)
     generated, references = [], []
     for start in range(0, count - size + 1, size):
         away = choose_reference(start, len(faces), size)
@@ -242,8 +243,7 @@ def generate_from_distant_reference(
             shared_noise(options.seed, masked.shape[1], masked.shape[-1]),
             conditioning[None],
             audio[start : start + size][None],
-            steps=options.steps,
-            guidance=options.guidance,
+            options.sampling,
         )
         generated.append(_decode(bundle.vae, latents[0].permute(1, 0, 2, 3)))
         references.append(faces[away : away + size])
@@ -259,6 +259,26 @@ def choose_reference(start: int, total: int, size: int) -> int:
     if abs(away - start) < REFERENCE_DISTANCE + size:
         raise InputError(f"The clip has {total} frames, too few for a distant reference.")
     return away
+
+
+@torch.inference_mode()
+def compare_cost(bundle: ModelBundle, attention: ModelAttention, pairs: int = 5) -> float:
+    """Measure the processor time of a UNet pass on one window, relative to one with plain attention; the median."""
+    unet, shape = bundle.unet, bundle.config.unet
+    frames, size = bundle.config.num_frames, shape["sample_size"]
+    options = {"dtype": next(unet.parameters()).dtype, "device": next(unet.parameters()).device}
+    sample = torch.randn(2, shape["in_channels"], frames, size, size, **options)
+    audio = torch.randn(2, frames, 50, shape["cross_attention_dim"], **options)
+
+    def seconds(way: ModelAttention) -> float:
+        with way.applied(unet):
+            started = time.process_time()
+            unet(sample, torch.tensor(500, device=sample.device), audio)
+            return time.process_time() - started
+
+    plain = ModelAttention()
+    seconds(plain)  # the first pass is slower
+    return float(np.median([seconds(attention) / seconds(plain) for _ in range(pairs)]))
 
 
 @torch.inference_mode()
