@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: a real clip if there is one, else the public-domain portrait at the same size."""
+"""Inputs of the benchmarks: a clip of LATENTSYNC_CLIPS, else the public-domain portrait at the same size."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ SIZE = (1080, 1920)
 
 def make_material(folder: Path, seconds: float) -> tuple[Path, Path, Path]:
     """Return a video of 1080x1920, an audio file of `seconds`, and the folder of a small model, all in `folder`."""
-    clips = Path(os.environ.get("LATENTSYNC_CLIPS", ROOT.parent / "shared" / "clips"))
-    video = clips / "demo1_video.mp4"
+    video = Path(os.environ.get("LATENTSYNC_CLIPS", "")) / "demo1_video.mp4"
     if not video.is_file():
         video = write_portrait(folder / "portrait.mp4", count=250, size=SIZE)
     return video, write_tones(folder / "tones.wav", seconds), save_tiny_folder(folder / "model")

@@ -197,7 +197,7 @@ class SyncOptions:
     def sampling(self) -> Sampling:
         """The steps to take: the level's, with those choices that are made in the options."""
         exact = Sampling(self.steps, guidance=self.guidance)
-        aggressive = self.optimization_level is OptimizationLevel.AGGRESSIVE
+        aggressive = self.optimization_level is OptimizationLevel.AGGRESSIVE and not self.parity
         base = replace(exact, **AGGRESSIVE, steps=math.ceil(self.steps / 2)) if aggressive else exact
         chosen = {name: getattr(self, name) for name in ("solver", "cache_interval", "guidance_interval")}
         return replace(base, **{name: value for name, value in chosen.items() if value is not None})

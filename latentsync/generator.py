@@ -72,7 +72,8 @@ class FaceGenerator:
         self._bundle, self._runtime, self._options, self._template = bundle, runtime, options, template
         self._cache = cache
         self._vae_key = None if cache is None else module_key(bundle.vae)
-        self._scheduler = make_scheduler(bundle.config.scheduler)
+        self._sampling = options.sampling
+        self._scheduler = make_scheduler(bundle.config.scheduler, self._sampling.solver)
         vae_config: Any = bundle.vae.config
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
@@ -242,7 +243,7 @@ class FaceGenerator:
 
         def before_step() -> None:
             runtime.check_interrupted()
-            done = self._denoised_frames + frames * next(steps) / (self._options.steps * len(parts))
+            done = self._denoised_frames + frames * next(steps) / (self._sampling.steps * len(parts))
             runtime.progress.report_partial("sync", done)
 
         with self.attention.applied(unet), self._autocast(unet):
@@ -258,8 +259,7 @@ class FaceGenerator:
             shared_noise(self._options.seed, channels, conditioning.shape[-1]),
             conditioning,
             audio,
-            steps=self._options.steps,
-            guidance=self._options.guidance,
+            self._sampling,
             passes=self._runtime.plan.guidance_passes,
             before_step=before_step,
         )

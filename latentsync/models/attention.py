@@ -1,9 +1,10 @@
-"""Attention within a frame and from a frame to its audio features, and the feed-forward layer."""
+"""Attention within a frame and from a frame to its audio, and the feed-forward layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -39,13 +40,19 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, context: Tensor | None = None) -> Tensor:
         """[batch, n, dim] queries, [batch, m, context_dim] context (None: the queries) -> [batch, n, dim]."""
-        context = hidden if context is None else context
-        query, key, value = (
-            rearrange(project, "b n (heads d) -> b heads n d", heads=self.heads)
-            for project in (self.to_q(hidden), self.to_k(context), self.to_v(context))
-        )
-        mixed = self.attend(query, key, value)
+        return self.attend_to(hidden, *self.keys_values(hidden if context is None else context))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """[batch, m, context_dim] -> keys and values, each [batch, heads, m, d]."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def attend_to(self, hidden: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[batch, n, dim] queries, keys and values [batch, heads, m, d] -> [batch, n, dim]."""
+        mixed = self.attend(self._split(self.to_q(hidden)), key, value)
         return self.to_out[0](rearrange(mixed, "b heads n d -> b n (heads d)"))
+
+    def _split(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
 
 
 class GEGLU(nn.Module):
@@ -79,6 +86,37 @@ class FeedForward(nn.Module):
         return self.map_tokens(self.net, hidden)
 
 
+class AudioConditioning:
+    """Audio of the windows of a batch, for one or both halves of classifier-free guidance.
+
+    features: [b, f, n, d], of the conditional half; None: there is none. unconditional: the half without audio is
+    computed too; where there are both, the batch is [unconditional, conditional].
+
+    Equal to audio features as a tensor, zeros in the unconditional half, but cheaper. Keys and values of an
+    attention are computed when it first needs them, and kept for all steps. Without audio they are zero (their
+    projections have no bias), and so is what they mix: the attention returns the bias of its output projection.
+    """
+
+    def __init__(self, features: Tensor | None, *, unconditional: bool = False) -> None:
+        self.features, self.unconditional = features, unconditional
+        self._keys_values: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    def guided(self) -> AudioConditioning:
+        """Return the same audio for both halves; it shares the keys and values."""
+        both = AudioConditioning(self.features, unconditional=True)
+        both._keys_values = self._keys_values
+        return both
+
+    def keys_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """Return the attention's keys and values of every frame, each [b * f, heads, n, d]."""
+        found = self._keys_values.get(attention)
+        if found is None:
+            assert self.features is not None
+            found = attention.keys_values(rearrange(self.features, "b f n d -> (b f) n d"))
+            self._keys_values[attention] = found
+        return found
+
+
 class SpatialBlock(nn.Module):
     """Self-attention within a frame, cross-attention to its audio, feed-forward; pre-norm residuals."""
 
@@ -91,12 +129,31 @@ class SpatialBlock(nn.Module):
         self.ff = FeedForward(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
-        """[n, pixels, dim] and [n, m, audio_dim] -> [n, pixels, dim], with n = batch * frames."""
+    def forward(self, hidden: Tensor, audio: AudioConditioning | None) -> Tensor:
+        """[n, pixels, dim] -> the same shape, with n = batch * frames.
+
+        If `hidden` is the same for both halves of guidance it may be given once; the result has both.
+        """
         hidden = hidden + self.attn1(self.norm1(hidden))
-        if self.attn2 is not None and self.norm2 is not None:
-            hidden = hidden + self.attn2(self.norm2(hidden), audio)
+        if self.attn2 is not None and audio is not None:
+            hidden = self._add_audio(hidden, audio)
         return hidden + self.ff(self.norm3(hidden))
+
+    def _add_audio(self, hidden: Tensor, audio: AudioConditioning) -> Tensor:
+        assert self.attn2 is not None and self.norm2 is not None
+        silence = self.attn2.to_out[0].bias
+        if audio.features is None:
+            return hidden + silence
+        key, value = audio.keys_values(self.attn2)
+        heard = hidden[-len(key) :]
+        mixed = self.attn2.attend_to(self.norm2(heard), key, value)
+        if not audio.unconditional:
+            return hidden + mixed
+        if len(heard) == len(hidden):  # given once
+            return torch.cat([hidden + silence, hidden + mixed])
+        hidden[: -len(key)] += silence
+        heard += mixed
+        return hidden
 
 
 class Transformer3D(nn.Module):
@@ -109,13 +166,13 @@ class Transformer3D(nn.Module):
         self.transformer_blocks = nn.ModuleList([SpatialBlock(channels, heads, audio_dim)])
         self.proj_out = PointwiseConv(channels, channels)
 
-    def forward(self, hidden: Tensor, audio: Tensor | None) -> Tensor:
-        """[b, f, h, w, c] and [b, f, n, audio_dim] -> the shape of `hidden`; audio None without audio layers."""
+    def forward(self, hidden: Tensor, audio: AudioConditioning | None) -> Tensor:
+        """[b, f, h, w, c] -> the same shape, or [2 b, ...] if one half of guidance became two (see SpatialBlock)."""
         tokens = rearrange(self.proj_in(self.norm(hidden)), "b f h w c -> (b f) (h w) c")
-        audio = None if audio is None else rearrange(audio, "b f n d -> (b f) n d")
         for block in self.transformer_blocks:
             tokens = block(tokens, audio)
-        return hidden + self.proj_out(tokens).view(hidden.shape)
+        residual = self.proj_out(tokens).view(-1, *hidden.shape)
+        return (hidden + residual).flatten(0, 1)
 
 
 def _call(layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Transformer3D
+from .attention import AudioConditioning, Transformer3D
+from .feature_cache import FeatureCache
 from .motion import MotionModule
 from .resnet import Downsample3D, FrameConv2d, ResnetBlock3D, Upsample3D, WindowGroupNorm
 from .unet_config import UNetConfig
@@ -45,7 +46,7 @@ class Level(nn.Module):
             for _ in (followed if c.has_motion(index, decoder) else ())
         )
 
-    def run_transformers(self, index: int, hidden: Tensor, audio: Tensor | None) -> Tensor:
+    def run_transformers(self, index: int, hidden: Tensor, audio: AudioConditioning | None) -> Tensor:
         """Run the transformer and the motion module with this index, where the level has them."""
         if self.attentions:
             hidden = self.attentions[index](hidden, audio)
@@ -63,8 +64,8 @@ class DownBlock3D(Level):
         lowest = index == len(config.block_out_channels) - 1
         self.downsamplers = nn.ModuleList([] if lowest else [Downsample3D(channels)])
 
-    def forward(self, hidden: Tensor, time: Tensor, audio: Tensor | None) -> list[Tensor]:
-        """[b, f, h, w, in], [b, time_dim], [b, f, n, audio_dim] -> every layer's output in order."""
+    def forward(self, hidden: Tensor, time: Tensor, audio: AudioConditioning | None) -> list[Tensor]:
+        """[b, f, h, w, in], [1 or b, time_dim] and the audio -> every layer's output in order."""
         outputs = []
         for index, resnet in enumerate(self.resnets):
             hidden = self.run_transformers(index, resnet(hidden, time), audio)
@@ -80,8 +81,8 @@ class MidBlock3D(Level):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config, len(config.block_out_channels), [config.block_out_channels[-1]] * 2)
 
-    def forward(self, hidden: Tensor, time: Tensor, audio: Tensor | None) -> Tensor:
-        """[b, f, h, w, c], [b, time_dim], [b, f, n, audio_dim] -> [b, f, h, w, c]."""
+    def forward(self, hidden: Tensor, time: Tensor, audio: AudioConditioning | None) -> Tensor:
+        """[b, f, h, w, c], [1 or b, time_dim] and the audio -> [b, f, h, w, c]."""
         hidden = self.run_transformers(0, self.resnets[0](hidden, time), audio)
         return self.resnets[1](hidden, time)
 
@@ -95,15 +96,27 @@ class UpBlock3D(Level):
         super().__init__(config, index, [a + b for a, b in zip(before, skips, strict=True)], decoder=True)
         self.upsamplers = nn.ModuleList([Upsample3D(channels)] if index > 0 else [])
 
-    def forward(self, stack: list[Tensor], time: Tensor, audio: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        stack: list[Tensor],
+        time: Tensor,
+        audio: AudioConditioning | None,
+        cache: FeatureCache | None = None,
+    ) -> Tensor:
         """[b, f, h, w, in] -> [b, f, h', w', c], the size of the next level's encoder outputs.
 
         `stack` holds the encoder outputs and, last, the current state. They are popped from it, so that no
-        caller keeps them alive longer than needed.
+        caller keeps them alive longer than needed. cache: keeps the input of the last layer; of a step that is
+        not full the stack only holds what that layer reads.
         """
-        hidden = stack.pop()
+        hidden, last = stack.pop(), len(self.resnets) - 1
         for index, resnet in enumerate(self.resnets):
-            hidden = resnet(torch.cat([hidden, stack.pop()], dim=-1), time)
+            if cache is not None:
+                if not cache.full and index < last:
+                    continue
+                if index == last:
+                    hidden = cache.exchange(hidden)
+            hidden = resnet(_join(hidden, stack.pop()), time)
             hidden = self.run_transformers(index, hidden, audio)
         for upsample in self.upsamplers:
             hidden = upsample(hidden, stack[-1].shape[2:4])
@@ -159,37 +172,57 @@ class UNet3DConditionModel(nn.Module):
         return cls(config if isinstance(config, UNetConfig) else UNetConfig.from_mapping(config))
 
     def forward(
-        self, sample: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor | None = None
+        self,
+        sample: Tensor,
+        timestep: int | Tensor,
+        encoder_hidden_states: Tensor | AudioConditioning | None = None,
+        cache: FeatureCache | None = None,
     ) -> Tensor:
         """Predict the noise [b, out_channels, f, h, w] in `sample` [b, in_channels, f, h, w].
 
-        `timestep`: an int, or an integer tensor [] or [b]. `encoder_hidden_states`: the audio features of each
-        frame [b, f, n, cross_attention_dim]; ignored, and may be None, in a model without audio layers. Raises
-        ValueError for None in a model with audio layers.
+        timestep: an int, or an integer tensor [] or [b]. encoder_hidden_states: the audio features of each frame
+        [b, f, n, cross_attention_dim], or an AudioConditioning; ignored, and may be None, in a model without audio
+        layers. With both halves of guidance the result is [2 b, ...], unconditional first, and `timestep` is one
+        number; what they share is computed once. cache: a step that is not full computes the first convolution
+        and the last layer only, around the hidden state that the cache estimates. Raises ValueError for None in
+        a model with audio layers.
         """
         if encoder_hidden_states is None and self.config.add_audio_layer:
             raise ValueError(
                 "encoder_hidden_states is None, and this UNet has audio layers; expected audio features "
                 f"[batch, frames, n, {self.config.cross_attention_dim}]."
             )
+        audio = encoder_hidden_states
+        if isinstance(audio, Tensor):
+            audio = AudioConditioning(audio)
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         time = F.silu(self.time_embedding(self._sinusoids(timestep, sample)))
-        audio = encoder_hidden_states
         skips = [self.conv_in(rearrange(sample, "b c f h w -> b f h w c"))]
-        for down_block in self.down_blocks:
-            skips += down_block(skips[-1], time, audio)
-        skips.append(self.mid_block(skips[-1], time, audio))
-        for up_block in self.up_blocks:
-            skips.append(up_block(skips, time, audio))
-        hidden = self.conv_out(F.silu(self.conv_norm_out(skips.pop()), inplace=True))
+        *inner, outermost = self.up_blocks
+        if cache is None or cache.full:
+            for down_block in self.down_blocks:
+                skips += down_block(skips[-1], time, audio)
+            skips.append(self.mid_block(skips[-1], time, audio))
+            for up_block in inner:
+                skips.append(up_block(skips, time, audio))
+        else:
+            skips.append(skips[0])
+        hidden = outermost(skips, time, audio, cache)
+        hidden = self.conv_out(F.silu(self.conv_norm_out(hidden), inplace=True))
         return rearrange(hidden, "b f h w c -> b c f h w").contiguous()
 
     def _sinusoids(self, timestep: int | Tensor, sample: Tensor) -> Tensor:
-        """Embed the timestep as [b, channels] in the sample's dtype (Ho et al. 2020, appendix B)."""
+        """Embed the timestep as [1 or b, channels] in the sample's dtype (Ho et al. 2020, appendix B)."""
         c, half = self.config, self.config.block_out_channels[0] // 2
-        steps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        steps = torch.as_tensor(timestep, device=sample.device).reshape(-1)
         indices = torch.arange(half, device=sample.device, dtype=torch.float32)
         angles = steps[:, None] * torch.exp(indices * (-math.log(10000) / (half - c.freq_shift)))
         halves = (angles.cos(), angles.sin()) if c.flip_sin_to_cos else (angles.sin(), angles.cos())
         return torch.cat(halves, dim=-1).to(sample.dtype)
+
+
+def _join(hidden: Tensor, skip: Tensor) -> Tensor:
+    """Concatenate the channels; `skip` may hold once what is the same for both halves of guidance."""
+    halves = hidden.unflatten(0, (-1, len(skip)))
+    return torch.cat([halves, skip.expand(len(halves), *skip.shape)], dim=-1).flatten(0, 1)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from latentsync_memsafe.latentsync.config import Sampling
 from latentsync_memsafe.latentsync.errors import CheckpointError, NumericalError
 from latentsync_memsafe.latentsync.sampling import denoise, make_scheduler, shared_noise
+
+FOUR_STEPS = Sampling(4, guidance=1.5)
 
 
 class Recorder(nn.Module):
@@ -28,9 +31,8 @@ def inputs(windows: int = 1, frames: int = 6) -> tuple[torch.Tensor, torch.Tenso
 
 
 def run(windows: int = 1, **settings) -> torch.Tensor:
-    settings = {"steps": 4, "guidance": 1.5, **settings}
     with torch.inference_mode():
-        return denoise(Recorder(), make_scheduler({}), *inputs(windows), **settings)
+        return denoise(Recorder(), make_scheduler({}), *inputs(windows), FOUR_STEPS, **settings)
 
 
 def test_noise_is_one_seeded_sample() -> None:
@@ -46,11 +48,11 @@ def test_guidance_in_two_passes_equals_one_batch() -> None:
 def test_guidance_of_one_needs_one_prediction() -> None:
     unet = Recorder()
     with torch.inference_mode():
-        denoise(unet, make_scheduler({}), *inputs(), steps=3, guidance=1.0)
+        denoise(unet, make_scheduler({}), *inputs(), Sampling(3, guidance=1.0))
     assert unet.batches == [1, 1, 1]
     unet.batches.clear()
     with torch.inference_mode():
-        denoise(unet, make_scheduler({}), *inputs(), steps=3, guidance=1.5)
+        denoise(unet, make_scheduler({}), *inputs(), Sampling(3, guidance=1.5))
     assert unet.batches == [2, 2, 2]
 
 
@@ -64,8 +66,7 @@ def test_windows_are_independent_of_their_batch() -> None:
             noise,
             conditioning[i : i + 1],
             audio[i : i + 1],
-            steps=4,
-            guidance=1.5,
+            FOUR_STEPS,
         )
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
 
@@ -92,7 +93,7 @@ def test_a_model_folder_may_choose_its_prediction_type() -> None:
     scheduler = make_scheduler({"prediction_type": "v_prediction"})
     assert scheduler.config.prediction_type == "v_prediction"
     with torch.inference_mode():
-        velocity = denoise(Recorder(), scheduler, *inputs(), steps=4, guidance=1.5)
+        velocity = denoise(Recorder(), scheduler, *inputs(), FOUR_STEPS)
     assert not torch.allclose(velocity, run())
 
 
@@ -106,7 +107,7 @@ def test_values_that_are_not_finite_are_reported() -> None:
     unet = Recorder()
     unet.weight.data.fill_(float("nan"))
     with pytest.raises(NumericalError, match="not finite in float32"):
-        denoise(unet, make_scheduler({}), *inputs(), steps=1, guidance=1.0)
+        denoise(unet, make_scheduler({}), *inputs(), Sampling(1, guidance=1.0))
 
 
 def test_every_step_can_be_interrupted() -> None:

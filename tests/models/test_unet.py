@@ -127,7 +127,7 @@ def test_each_frame_attends_to_its_own_audio():
     model, (sample, timestep, audio) = case_model("tiny_no_motion"), case_inputs("tiny_no_motion")
     attn2 = model.down_blocks[0].attentions[0].transformer_blocks[0].attn2
     seen = []
-    attn2.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    attn2.to_k.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     run(model, (sample, timestep, audio))
     assert torch.equal(seen[0].view(2, 16, 50, 32), audio)
 

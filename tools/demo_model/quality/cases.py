@@ -139,7 +139,7 @@ class _RecordingDetector:
         self._found.extend(found)
         return found
 
-    def replay(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
+    def replay(self, frames: Sequence[np.ndarray], *_: object) -> list[list[Face]]:
         """Return the stored faces of the next frames."""
         return [self._found.popleft() for _ in frames]
 
