@@ -7,6 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from itertools import chain, count, islice
@@ -195,6 +196,7 @@ class LipSyncPipeline:
                 runtime.progress.report("sync", report.frames, total)
 
             _check_faces(locator, options, report)
+            report.face_calls = asdict(detect.calls)
             report.attention = generator.attention.used
             encoded, kept = (now - old for now, old in zip(self._latents_used(), before, strict=True))
             report.latents = {"encoded": encoded, "kept": kept}

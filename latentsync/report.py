@@ -38,6 +38,7 @@ class Report:
     audio_duration: float = 0.0  # seconds of the driving audio
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
     attention: Mapping[str, Any] = field(default_factory=dict)  # kernels requested and kernels used
+    face_calls: Mapping[str, int] = field(default_factory=dict)  # images for detector and landmarks
     latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and faces found in the cache
     resumed: int = 0  # frames taken over from an interrupted run
     retries: list[dict[str, Any]] = field(default_factory=list)  # steps taken because memory ran out

@@ -94,7 +94,8 @@ NODE_INPUTS = {
 REPORT = [
     *("model", "hashes", "tier", "plan", "device", "width", "height", "fps", "frames", "duration"),
     "encoder",
-    *("audio_duration", "without_face", "attention", "latents", "resumed", "retries", "seconds"),
+    *("audio_duration", "without_face", "attention", "face_calls", "latents", "resumed"),
+    *("retries", "seconds"),
     *("total_seconds", "peak_ram", "peak_vram"),
 ]
 PLAN = [

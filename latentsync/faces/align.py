@@ -23,6 +23,9 @@ class Template:
         # float64 [3, 2]: left brow, right brow, nose, in crop pixels
         self.points = np.array([(17.0, 20.0), (58.0, 20.0), (37.5, 40.0)]) * scale
         self.crop_size = int(75 * scale), int(100 * scale)  # (width, height) before the square
+        self._mean = self.points.mean(axis=0)
+        self._std = (self.points - self._mean).std(ddof=1)
+        self._unit = (self.points - self._mean) / self._std
 
     def matrix(
         self, points: np.ndarray, previous_bias: np.ndarray | None = None
@@ -33,21 +36,21 @@ class Template:
         template's in normalised units; the published code adds one fifth of the last frame's correction, which
         `previous_bias` reproduces. Raises ValueError if the points coincide.
         """
-        source, target = np.asarray(points, np.float64), self.points
-        source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
-        source_std, target_std = (source - source_mean).std(ddof=1), (target - target_mean).std(ddof=1)
+        source = np.asarray(points, np.float64)
+        source_mean = source.mean(axis=0)
+        source_std = (source - source_mean).std(ddof=1)
         if not source_std > 0:
             raise ValueError(f"The face points coincide: {source.tolist()}.")
-        source_unit, target_unit = (source - source_mean) / source_std, (target - target_mean) / target_std
-        u, _, vt = np.linalg.svd(source_unit.T @ target_unit)
+        source_unit = (source - source_mean) / source_std
+        u, _, vt = np.linalg.svd(source_unit.T @ self._unit)
         # A reflection would mirror the face; flipping the last axis gives the nearest rotation.
         flip = np.diag([1.0, np.sign(np.linalg.det(u @ vt))])
         rotation = (u @ flip @ vt).T
-        linear = target_std / source_std * rotation
-        bias = target_unit[2] - source_unit[2]
+        linear = self._std / source_std * rotation
+        bias = self._unit[2] - source_unit[2]
         if previous_bias is not None:
             bias = 0.8 * bias + 0.2 * previous_bias
-        return np.column_stack([linear, target_mean - linear @ source_mean + bias]), bias
+        return np.column_stack([linear, self._mean - linear @ source_mean + bias]), bias
 
     def square_matrix(self, matrix: np.ndarray, size: int | None = None) -> np.ndarray:
         """Return the map from frame to square pixels, float64 [2, 3], for `matrix` from frame to crop pixels.

@@ -18,6 +18,7 @@ class Face:
     score: float  # the detector's confidence, 0 .. 1
     # float32 [3, 2]: mean of the image's left brow, of the right brow, of the nose; x, y in pixels
     points: np.ndarray
+    mesh: np.ndarray | None = None  # float32 [468, 3]: x, y in pixels, z; from detectors that have it
 
 
 class FaceDetector(Protocol):

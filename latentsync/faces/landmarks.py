@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from .detect import Face
+
 INPUT_SIZE = 192  # height and width of the input of both face networks, pixels
 
 # Indices among the 468 points: means of the first three are the brows and the nose.
@@ -37,6 +39,10 @@ class Landmarks:
     def anchors(self) -> np.ndarray:
         """Means of the left brow, of the right brow and of the nose, float32 [3, 2]."""
         return np.stack([self.points[list(part), :2].mean(0) for part in (LEFT_BROW, RIGHT_BROW, NOSE)])
+
+    def face(self) -> Face:
+        """Return the face with these points as its mesh."""
+        return Face(self.box, self.score, self.anchors, self.points)
 
     @property
     def mouth_opening(self) -> float:
@@ -76,6 +82,12 @@ class Crop:
     def scale(self) -> float:
         """Frame pixels per crop pixel."""
         return float(np.hypot(*self.matrix[:, 0]))
+
+    def distance(self, other: Crop) -> float:
+        """Return the largest distance between corresponding corners of two crops, in widths of this one."""
+        corners = np.array([[0.0, 1, 0, 1], [0, 0, 1, 1]]) * INPUT_SIZE
+        linear, shift = np.split(self.matrix - other.matrix, [2], axis=1)
+        return float(np.hypot(*(linear @ corners + shift)).max() / (INPUT_SIZE * self.scale))
 
     def cut(self, frame: np.ndarray) -> np.ndarray:
         """Cut uint8 [192, 192, 3] out of a frame uint8 [h, w, 3]; black outside the frame.

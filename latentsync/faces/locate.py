@@ -1,10 +1,10 @@
-"""FaceLocator: detect faces in batches, track one, smooth its path, and give each frame its crop matrix."""
+"""FaceLocator: find faces in batches, track one, smooth its path, and give each frame its crop matrix."""
 
 from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from ..config import MissingFace, SyncOptions
 from ..errors import FaceError, Remedy
 from .align import Template
 from .detect import Face, FaceDetector
+from .follow import FaceFollower, FacesOf, FindFaces, PlainSearch
+from .mediapipe import FaceMeshDetector
 from .track import CutDetector, FaceTracker, PathSmoother, Placement
 
 
@@ -28,27 +30,28 @@ class LocatedFrame:
     index: int = 0  # of the source frame
 
 
-Detect = Callable[[list[np.ndarray]], list[list[Face]]]
+def guarded_detection(detector: FaceDetector, runtime: Runtime) -> PlainSearch | FaceFollower:
+    """Return a function that finds the faces of frames in batches under the memory guard of `runtime`.
 
+    Faces are followed by their landmarks if the detector has them; other detectors search every frame.
+    """
 
-def guarded_detection(detector: FaceDetector, runtime: Runtime) -> Detect:
-    """Return a function that searches frames in batches under the memory guard of `runtime`."""
+    def run(faces_of: FacesOf, frames: list[np.ndarray]) -> list[list[Face]]:
+        return runtime.run_batched(torch.inference_mode()(faces_of), frames, task=Task.FACE_PROCESSING)
 
-    def detect(batch: list[np.ndarray]) -> list[list[Face]]:
-        with torch.inference_mode():
-            return detector.detect(np.stack(batch))
-
-    return lambda frames: runtime.run_batched(detect, frames, task=Task.FACE_PROCESSING)
+    if isinstance(detector, FaceMeshDetector):
+        return FaceFollower(detector, run)
+    return PlainSearch(detector, run)
 
 
 class FaceLocator:
-    """Finds the chosen face in a stream of frames; every source frame is searched once.
+    """Finds the chosen face in a stream of frames, each source frame once.
 
     Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same. detect: returns
     the faces of each of up to `batch` frames (see `guarded_detection`).
     """
 
-    def __init__(self, detect: Detect, template: Template, options: SyncOptions, batch: int) -> None:
+    def __init__(self, detect: FindFaces, template: Template, options: SyncOptions, batch: int) -> None:
         self._detect, self._template, self._options, self._batch = detect, template, options, batch
         self._tracker = FaceTracker(options.face_index, options.face_at)
         self._cuts = CutDetector()
@@ -84,8 +87,8 @@ class FaceLocator:
     ) -> Iterator[LocatedFrame]:
         """Search the gathered frames; yield those whose placement is final, all of them if `last`."""
         if undetected:
-            detections = self._detect(list(undetected))
             cuts = [not self._options.parity and self._cuts.is_cut(frame) for frame in undetected]
+            detections = self._detect(list(undetected), cuts, self._is_missing)
             undetected.clear()
             for faces, cut in zip(detections, cuts, strict=True):
                 face = self._tracker.update(faces, cut)
@@ -97,6 +100,10 @@ class FaceLocator:
         if last:
             for placement in self._smoother.flush():
                 yield self._locate_one(waiting.popleft(), placement)
+
+    def _is_missing(self) -> bool:
+        """Tell whether the chosen face is not in the last frame; parity has the detector search every frame."""
+        return self._options.parity or self._tracker.missing
 
     def _locate_one(self, frame: np.ndarray, placement: Placement) -> LocatedFrame:
         number = len(self._known) // 7

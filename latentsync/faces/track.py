@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -81,6 +82,11 @@ class FaceTracker:
         self._at = at
         self._chosen: _Track | None = None
         self._others: list[_Track] = []
+
+    @property
+    def missing(self) -> bool:
+        """True unless the chosen person's face was in the last frame."""
+        return self._chosen is None or self._chosen.missed > 0
 
     def update(self, faces: Sequence[Face], cut: bool = False) -> Face | None:
         """Return the chosen person's face among those of the next frame, or None. `cut`: a new shot begins here."""
@@ -208,8 +214,9 @@ class PathSmoother:
         start = max([0, centre - self._radius, *(gap + 1 for gap in gaps if gap < centre)])
         stop = min([len(path), centre + self._radius + 1, *(gap for gap in gaps if gap > centre)])
         neighbours = np.stack([points for points in path[start:stop] if points is not None])
-        points = _fit_at_zero(np.arange(start, stop) - centre, neighbours)
-        return Placement(points, min(1.0, nearest / (self._fade + 1)))
+        # The fit's value at its centre is a fixed combination of the values.
+        points = np.tensordot(_fit_kernel(start - centre, stop - centre), neighbours, axes=1)
+        return Placement(points.astype(np.float32), min(1.0, nearest / (self._fade + 1)))
 
 
 def _fill_gaps(path: list[np.ndarray | None], longest: int) -> list[np.ndarray | None]:
@@ -224,14 +231,15 @@ def _fill_gaps(path: list[np.ndarray | None], longest: int) -> list[np.ndarray |
     return filled
 
 
-def _fit_at_zero(times: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the value at time 0 of the Gaussian-weighted least-squares parabola; [n, 3, 2] -> float32 [3, 2].
+@lru_cache
+def _fit_kernel(start: int, stop: int) -> np.ndarray:
+    """Return the weights of values at the times `start` to `stop` - 1 in the fitted value at time 0, float64 [n].
 
-    Up to four values are fitted by a straight line, so that noise is still averaged.
+    The fit is the Gaussian-weighted least-squares parabola; up to four values are fitted by a straight line, so
+    that noise is still averaged.
     """
+    times = np.arange(start, stop)
     degree = min(DEGREE if len(times) > 4 else 1, len(times) - 1)
     root_weights = np.exp(-0.25 * (times / SIGMA) ** 2)
     basis = np.vander(times, degree + 1, increasing=True) * root_weights[:, None]
-    # The constant term of the fit is a fixed combination of the values.
-    kernel = np.linalg.pinv(basis)[0] * root_weights
-    return np.tensordot(kernel, values, axes=1).astype(np.float32)
+    return np.linalg.pinv(basis)[0] * root_weights

@@ -88,7 +88,7 @@ def align_clip(
     template = Template(resolution)
     meshes: list[np.ndarray | None] = []
 
-    def detect(frames: list[np.ndarray]) -> list[list[Face]]:
+    def detect(frames: list[np.ndarray], *_: object) -> list[list[Face]]:
         found = detector.landmarks(np.stack(frames))
         # The largest face, as inference chooses. The tracker needs boxes only, training also the mesh.
         for faces in found:
