@@ -147,7 +147,7 @@ def planned(bundle: ModelBundle, plan: MemoryPlan, gigabytes: float, groups: int
 
 def decisive(plan: MemoryPlan) -> tuple[Any, ...]:
     """What of a plan decides its peak while batches stay at its sizes."""
-    sizes = (plan.windows, plan.frames_in_flight, plan.vae_batch, plan.preallocate)
+    sizes = (plan.windows, plan.frames_in_flight, plan.vae_batch)
     ways = (plan.guidance_passes, plan.attention_slices, plan.feed_forward_slices)
     return (*sizes, *ways, plan.offload, plan.stream_weights)
 

@@ -77,7 +77,6 @@ class FaceGenerator:
         vae_config: Any = bundle.vae.config
         self._scale = float(vae_config.scaling_factor)
         self._shift = float(getattr(vae_config, "shift_factor", None) or 0.0)
-        self._buffer: Tensor | None = None  # of decoded faces
         self._denoised_frames = 0  # in the current call of `generate`
         self.attention = ModelAttention(  # its `used` reports the kernels that ran
             runtime.attention_mode,
@@ -266,18 +265,9 @@ class FaceGenerator:
 
     def _decode(self, latents: Tensor) -> list[Tensor]:
         """Return faces float32 [3, r, r] in about -1..1 from latents [k, 4, s, s]."""
-        decoded = self._runtime.run_batched(
+        return self._runtime.run_batched(
             self._decode_batch, list(latents), task=Task.VAE_DECODE, network=self._bundle.vae
         )
-        if not self._runtime.plan.preallocate:
-            return decoded
-        if self._buffer is None or len(self._buffer) < len(latents) or self._buffer.device != self._canvas:
-            self._buffer = None  # all faces of the last call have been pasted by now
-            shape = (len(latents), 3, self._template.resolution, self._template.resolution)
-            self._buffer = self._runtime.guarded(
-                lambda: torch.empty(shape, device=self._canvas), task=Task.VAE_DECODE
-            )
-        return [row.copy_(face) for row, face in zip(self._buffer, decoded, strict=False)]
 
     def _decode_batch(self, latents: list[Tensor]) -> Iterator[Tensor]:
         dtype = weight_dtype(self._bundle.vae)

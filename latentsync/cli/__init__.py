@@ -76,10 +76,10 @@ def _run(arguments: argparse.Namespace, stop: Stop) -> int:
     # beside another busy process on two cores a run took 28 s instead of 12. OpenMP reads the variable when torch
     # loads it, so nothing above may import torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ...memsafe.device.allocator import return_freed_frames
     from ...memsafe.host import Cancelled
+    from .process import use_one_heap
 
-    return_freed_frames()
+    use_one_heap()
     arguments.stop = stop
     try:
         return int(arguments.command(arguments))

@@ -129,7 +129,9 @@ def make_runtime(arguments: argparse.Namespace, host: ProgressBar | None = None)
 def load_bundle(arguments: argparse.Namespace, runtime: Runtime, detector: FaceDetector) -> ModelBundle:
     """Load the model that the options name, on the runtime's device; raises CheckpointError."""
     from ..weights.loading import load_models
+    from .process import import_diffusers
 
+    import_diffusers()
     return load_models(
         arguments.model, dtype=runtime.plan.dtype, device=runtime.home, detector=detector, int8=arguments.int8
     )

@@ -52,7 +52,6 @@ class MemoryPlan:
     attention_slices: int = 1  # parts in which attention is computed one after the other
     feed_forward_slices: int = 1  # the same for feed-forward layers
     stream_weights: bool = False  # the denoiser's weights come to the device block by block
-    preallocate: bool = False  # decoded faces are copied into one buffer that is used again
     clear_every: int | None = None  # frames between calls of empty_cache; None: only under memory pressure
     recompute_activations: bool = False  # training: gradient checkpointing
     reserve: float = 0.1  # share of the device, and of host memory, that batches leave free

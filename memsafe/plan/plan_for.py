@@ -113,7 +113,6 @@ def plan_for(
         attention_slices=SLICES if small else 1,
         feed_forward_slices=SLICES if small else 1,
         stream_weights=info.kind == "cuda" and model is None and info.usable_memory < too_small,
-        preallocate=row in _TABLE[2:],
         clear_every=row.clear_every,
         recompute_activations=small,
         reserve=_RESERVE[mode],

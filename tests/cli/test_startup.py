@@ -122,3 +122,45 @@ def test_every_option_of_the_command_line_is_in_the_readme(capsys: pytest.Captur
         words = (word.strip(",[]") for word in capsys.readouterr().out.split())
         options = {word for word in words if word.startswith("--")} - {"--help"}
         assert "--report" in options and [option for option in options if option not in readme] == []
+
+
+WITHOUT_UNUSED = """
+import sys
+from latentsync_memsafe.latentsync.cli.process import import_diffusers
+import_diffusers()
+print(sorted({"diffusers", "scipy", "transformers"} & set(sys.modules)))
+import scipy.stats, transformers
+from diffusers import AutoencoderKL
+from latentsync_memsafe.latentsync.sampling import make_scheduler
+make_scheduler({}).set_timesteps(4)
+"""
+
+
+def test_a_run_imports_neither_scipy_nor_transformers_and_can_do_so_later(tmp_path: Path) -> None:
+    assert last_line(WITHOUT_UNUSED, tmp_path) == "['diffusers']"
+
+
+def test_a_diffusers_that_needs_what_is_hidden_is_imported_with_it(tmp_path: Path) -> None:
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "diffusers" / "__init__.py").write_text(
+        "import transformers\nAutoencoderKL = DDIMScheduler = 1\n"
+    )
+    (tmp_path / "transformers.py").write_text("")
+    first = WITHOUT_UNUSED.partition("import scipy.stats")[0]
+    program = first + "from diffusers import AutoencoderKL\nprint(AutoencoderKL)"
+    assert last_line(program, tmp_path) == "1"
+
+
+def last_line(program: str, folder: Path) -> str:
+    """Run a program in a fresh process that imports from `folder` first; returns the last line that it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.splitlines()[-1]

@@ -79,7 +79,6 @@ def test_the_table() -> None:
     assert [plan.frames_in_flight for plan in plans] == [16, 16, 32, 64]
     assert [plan.windows for plan in plans] == [1, 1, 2, 4]
     assert [plan.clear_every for plan in plans] == [8, 32, None, None]
-    assert [plan.preallocate for plan in plans] == [False, False, True, True]
     assert [plan.vae_tile for plan in plans] == sorted(plan.vae_tile for plan in plans)
     compact, *others = plans
     for plan in others:

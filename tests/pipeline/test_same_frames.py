@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[], dict[str, object]]] = {
     "faces": lambda: {"vae_batch": 5, "face_batch": 7},
     "offload": lambda: {"offload": True},
     "streamed weights": lambda: {"offload": True, "stream_weights": True},
-    "buffers": lambda: {"preallocate": True, "frames_in_flight": 32},
+    "frames in flight": lambda: {"frames_in_flight": 32},
     "little RAM": lambda: {"ram_budget": 1},
 }
 
