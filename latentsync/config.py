@@ -105,8 +105,13 @@ class Sampling:
         return self.guidance > 1 and start * self.steps <= step < end * self.steps
 
     def is_full(self, step: int) -> bool:
-        """Tell whether step number `step` computes the whole UNet; the first and the last one always do."""
-        return step % self.cache_interval == 0 or step == self.steps - 1
+        """Tell whether step number `step` computes the whole UNet; the first and the last one always do.
+
+        One in `cache_interval` steps does, evenly spaced from the first to the last.
+        """
+        gaps = max(math.ceil(self.steps / self.cache_interval) - 1, 1)
+        last = max(self.steps - 1, 1)
+        return step == round(round(step * gaps / last) * last / gaps)
 
 
 @dataclass(frozen=True)
@@ -210,11 +215,7 @@ class SyncOptions:
 
 # The approximations of the level `aggressive`, beside half the steps: the best point of the measured curve
 # (`benchmarks/quality_curve.py`).
-AGGRESSIVE: Mapping[str, Any] = {
-    "solver": Solver.DPM,
-    "cache_interval": 2,
-    "guidance_interval": (0.0, 0.5),
-}
+AGGRESSIVE: Mapping[str, Any] = {"solver": Solver.DPM, "cache_interval": 3}
 
 
 @dataclass(frozen=True)

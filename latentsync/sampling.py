@@ -27,8 +27,15 @@ PUBLISHED_SCHEDULER = {
 }
 
 
-# Of DPM-Solver++: the settings with which few steps come closest to DDIM's result of many, measured.
-DPM_SETTINGS = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+# Of DPM-Solver++: timesteps that end with the last one, and the published final noise level. With 7 steps of the demo
+# model these settings come closest to 20 steps of DDIM: 44.3 dB in the generated region, against 42.3 with diffusers'
+# defaults and 41 to 42 with DDIM's own timesteps.
+DPM_SETTINGS = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "timestep_spacing": "trailing",
+    "final_sigmas_type": "sigma_min",
+}
 
 
 def make_scheduler(config: Mapping[str, Any], solver: Solver = Solver.DDIM) -> Any:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from latentsync_memsafe.latentsync.config import ModelConfig
 from latentsync_memsafe.latentsync.errors import CheckpointError
-from latentsync_memsafe.latentsync.models.attention import Attention, FeedForward
+from latentsync_memsafe.latentsync.models.attention import Attention, AudioConditioning, FeedForward
+from latentsync_memsafe.latentsync.models.feature_cache import FeatureCache
 from latentsync_memsafe.latentsync.models.motion import MotionModule
 from latentsync_memsafe.latentsync.models.resnet import FrameGroupNorm, WindowGroupNorm
 from latentsync_memsafe.latentsync.models.unet import UNet3DConditionModel
@@ -212,3 +213,59 @@ def test_gradients_reach_every_parameter():
 def test_config_errors_say_what_is_wrong(change, message):
     with pytest.raises(CheckpointError, match=message):
         UNet3DConditionModel.from_config({**CASES["tiny"]["config"], **change})
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "tiny_no_audio"])
+def test_both_halves_of_guidance_share_what_comes_before_the_first_audio(name):
+    """Against the plain twin: audio as a tensor, zeros in the unconditional half."""
+    model, (sample, timestep, audio) = case_model(name), case_inputs(name)
+    sample, audio = sample[:1], audio[1:]
+    both = torch.cat([torch.zeros_like(audio), audio])
+    want = run(model, (sample.repeat(2, 1, 1, 1, 1), timestep, both))
+    rows = []
+    model.conv_in.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    assert relative(run(model, (sample, timestep, AudioConditioning(audio).guided())), want) < 1e-5
+    silence = AudioConditioning(None, unconditional=True)
+    assert relative(run(model, (sample, timestep, silence)), want[:1]) < 1e-5
+    assert rows == [1, 1]
+
+
+def test_keys_and_values_of_the_audio_are_computed_once():
+    model, (sample, timestep, audio) = case_model("tiny_one_frame"), case_inputs("tiny_one_frame")
+    calls = []
+    for name, module in model.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    conditioning = AudioConditioning(audio)
+    results = [run(model, (sample, timestep, given)) for given in (conditioning, conditioning.guided())]
+    assert calls and len(calls) == len(set(calls))
+    assert relative(results[1][2:], results[0]) < 1e-5
+
+
+def test_a_step_between_full_ones_computes_the_outermost_layers_only():
+    """With the kept state of the same step, it gives what the full step gives."""
+    model, inputs = case_model("tiny_short_chunk"), case_inputs("tiny_short_chunk")
+    want, cache, called = run(model, inputs), FeatureCache(), []
+    cache.begin_step(0, full=False)  # the first step is full in any case
+    assert torch.equal(run(model, (*inputs, cache)), want)
+    blocks = [*model.down_blocks, model.mid_block, *model.up_blocks[:-1], *model.up_blocks[-1].resnets[:-1]]
+    for block in blocks:
+        block.register_forward_hook(lambda block, *_: called.append(block))
+    cache.begin_step(1, full=False)
+    assert torch.equal(run(model, (*inputs, cache)), want)
+    assert called == []
+
+
+def test_the_cache_estimates_linearly():
+    cache, start, slope = FeatureCache(), torch.randn(4, 3), torch.randn(4, 3)
+    cache.begin_step(0, full=True)
+    cache.exchange(start)
+    cache.begin_step(1, full=False)
+    assert torch.equal(cache.exchange(torch.empty(0)), start)
+    cache.begin_step(2, full=True)
+    cache.exchange(start + 2 * slope)
+    cache.begin_step(3.5, full=False)
+    torch.testing.assert_close(cache.exchange(torch.empty(0)), start + 3.5 * slope)
+    last = cache.last(1)
+    last.begin_step(4, full=False)
+    torch.testing.assert_close(last.exchange(torch.empty(0)), (start + 4 * slope)[-1:])

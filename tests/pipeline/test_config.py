@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from latentsync_memsafe.latentsync import SyncOptions
-from latentsync_memsafe.latentsync.config import Extend, ModelConfig, as_fps
+from latentsync_memsafe.latentsync.config import Extend, ModelConfig, Sampling, Solver, as_fps
 from latentsync_memsafe.latentsync.errors import CheckpointError, InputError
 
 
@@ -43,6 +43,15 @@ def test_frame_rates_out_of_range_are_refused(given: object) -> None:
         {"steps": 0},
         {"steps": True},
         {"guidance": 0.99},
+        {"optimization_level": "reckless"},
+        {"solver": "euler"},
+        {"cache_interval": 0},
+        {"cache_interval": 1.5},
+        {"guidance_interval": (0.5, 0.2)},
+        {"guidance_interval": (0, 1.2)},
+        {"guidance_interval": (0.5,)},
+        {"compile": "maybe"},
+        {"encoder": "h265"},
         {"guidance": float("inf")},
         {"resolution": 500},
         {"resolution": 32},
@@ -106,3 +115,18 @@ def test_a_config_file_may_omit_keys_and_the_quotes_of_its_name(tmp_path: Path) 
     config = ModelConfig.from_yaml(path)
     assert (config.name, config.resolution, config.num_frames) == ("1.5", 512, 30)
     assert all(ModelConfig.published(name).name == name for name in ("1.5", "1.6", "demo"))
+
+
+@pytest.mark.parametrize("level", ["conservative", "balanced"])
+def test_exact_levels_take_the_steps_asked_for(level: str) -> None:
+    options = SyncOptions(steps=15, guidance=2.0, optimization_level=level)
+    assert options.sampling == Sampling(15, Solver.DDIM, 2.0, cache_interval=1, guidance_interval=(0.0, 1.0))
+
+
+def test_the_aggressive_level_approximates_and_single_choices_take_precedence() -> None:
+    sampling = SyncOptions(steps=15, optimization_level="aggressive").sampling
+    assert sampling.steps == 8 and sampling.solver is Solver.DPM and sampling.cache_interval > 1
+    chosen = SyncOptions(optimization_level="aggressive", solver="ddim", cache_interval=1).sampling
+    assert chosen.solver is Solver.DDIM and chosen.cache_interval == 1
+    exact = SyncOptions(steps=15, optimization_level="aggressive", parity=True).sampling
+    assert exact == SyncOptions(steps=15).sampling

@@ -484,3 +484,21 @@ def test_parity_brings_a_file_to_the_rate_of_its_sound_index(networks: ModelBund
     report = pipeline(networks).run(tmp_path / "in.mp4", sound(0.4), out, replace(QUICK, parity=True))
     assert report.fps == "25" and report.frames == 12  # two more than it lasts, as published
     assert open_video(out).fps == 25
+
+
+def test_the_aggressive_level_computes_fewer_steps_and_says_so(networks: ModelBundle) -> None:
+    whole, last = [], []
+    hooks = [
+        networks.unet.mid_block.register_forward_hook(lambda *_: whole.append(1)),
+        networks.unet.conv_out.register_forward_hook(lambda *_: last.append(1)),
+    ]
+    video, report = scene(16), Report()
+    options = replace(QUICK, steps=8, optimization_level="aggressive")
+    pipe = pipeline(networks, guidance_passes=1)
+    frames = frames_of(pipe.stream(video, sound(16 / 25), options, report))
+    for hook in hooks:
+        hook.remove()
+    assert report.sampling["level"] == "aggressive" and report.sampling["solver"] == "dpm++"
+    assert report.sampling["steps"] == 4 == len(last)
+    assert len(whole) == 2  # the first step and the last one
+    assert frames.shape == video.shape and (frames != video).any()
