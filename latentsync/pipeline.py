@@ -176,7 +176,7 @@ class LipSyncPipeline:
             stack.callback(self._latents.end_run)
             before = self._latents_used()
 
-            template = Template(resolution)
+            template = Template(resolution, 1 if options.parity else source.pixel_aspect)
             features = self._audio_features(inputs.audio, source, options)
             total = _frame_count(features, source, options)
             report.audio_duration = float(features.duration)

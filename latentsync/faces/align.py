@@ -1,10 +1,13 @@
 """Alignment: matrices from three face points to the square that the model gets, and the warp to it.
 
 Formulas and constants are those of LatentSync 1.5/1.6 inference: a similarity onto a three-point template
-by Procrustes analysis, a bilinear warp to a 3:4 crop, then Lanczos to the square.
+by Procrustes analysis, a bilinear warp to a 3:4 crop, then Lanczos to the square. Where pixels are not square, the
+similarity is one of the displayed picture, and the matrix first stretches the stored pixels to it.
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -15,11 +18,19 @@ FILL = 127.0  # grey outside the frame, in uint8 units
 
 
 class Template:
-    """Positions of brows and nose in the crop, for a model of `resolution` pixels."""
+    """Positions of brows and nose in the crop, for a model of `resolution` pixels.
 
-    def __init__(self, resolution: int) -> None:
+    pixel_aspect: width over height of a frame's pixel; faces are found and aligned in the picture as it is displayed.
+    """
+
+    def __init__(self, resolution: int, pixel_aspect: Fraction | int = 1) -> None:
         scale = resolution / 256 * 2.8
         self.resolution = resolution
+        # One side grows, so that no detail is lost; at most twofold, so that a frame stays small with any aspect.
+        across = float(min(max(pixel_aspect, 1), 2, 2 * pixel_aspect))
+        self._stretch = across, across / float(pixel_aspect)
+        # float64 [2, 3]: frame to display pixels; pixel centres are whole numbers in both
+        self.to_display = np.column_stack([np.diag(self._stretch), (np.array(self._stretch) - 1) / 2])
         # float64 [3, 2]: left brow, right brow, nose, in crop pixels
         self.points = np.array([(17.0, 20.0), (58.0, 20.0), (37.5, 40.0)]) * scale
         self.crop_size = int(75 * scale), int(100 * scale)  # (width, height) before the square
@@ -30,11 +41,11 @@ class Template:
     def matrix(
         self, points: np.ndarray, previous_bias: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (the similarity from frame to crop pixels, float64 [2, 3]; the correction of its translation).
+        """Return (the map from frame to crop pixels, float64 [2, 3]; the correction of its translation).
 
-        `points`: [3, 2] brows and nose in frame pixels. The correction is the distance between the nose and the
-        template's in normalised units; the published code adds one fifth of the last frame's correction, which
-        `previous_bias` reproduces. Raises ValueError if the points coincide.
+        `points`: [3, 2] brows and nose in display pixels, of which the map is a similarity. The correction is the
+        distance between the nose and the template's in normalised units; the published code adds one fifth of the
+        last frame's correction, which `previous_bias` reproduces. Raises ValueError if the points coincide.
         """
         source = np.asarray(points, np.float64)
         source_mean = source.mean(axis=0)
@@ -50,7 +61,15 @@ class Template:
         bias = self._unit[2] - source_unit[2]
         if previous_bias is not None:
             bias = 0.8 * bias + 0.2 * previous_bias
-        return np.column_stack([linear, self._mean - linear @ source_mean + bias]), bias
+        similarity = np.column_stack([linear, self._mean - linear @ source_mean + bias])
+        return compose(similarity, self.to_display), bias
+
+    def display(self, frame: np.ndarray) -> np.ndarray:
+        """Return the frame uint8 [h, w, 3] with square pixels; itself if it has them."""
+        if self._stretch == (1, 1):
+            return frame
+        across, down = self._stretch  # as factors, because a rounded size would change them
+        return cv2.resize(frame, None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR)
 
     def square_matrix(self, matrix: np.ndarray, size: int | None = None) -> np.ndarray:
         """Return the map from frame to square pixels, float64 [2, 3], for `matrix` from frame to crop pixels.
@@ -98,6 +117,11 @@ def invert(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse of an affine [2, 3] matrix."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return the affine [2, 3] matrix that applies `first`, then `second`."""
+    return np.column_stack([second[:, :2] @ first[:, :2], second[:, :2] @ first[:, 2] + second[:, 2]])
 
 
 def shifted(matrix: np.ndarray, x: float, y: float) -> np.ndarray:

@@ -48,12 +48,17 @@ class FaceLocator:
     """Finds the chosen face in a stream of frames, each source frame once.
 
     Repeated source frames (ping-pong, loops) reuse their matrix, so that they always look the same. detect: returns
-    the faces of each of up to `batch` frames (see `guarded_detection`).
+    the faces of each of up to `batch` frames (see `guarded_detection`), which it gets with the template's display
+    geometry: tracks and paths are in display pixels, matrices begin in the frame's own.
     """
 
     def __init__(self, detect: FindFaces, template: Template, options: SyncOptions, batch: int) -> None:
         self._detect, self._template, self._options, self._batch = detect, template, options, batch
-        self._tracker = FaceTracker(options.face_index, options.face_at)
+        at = options.face_at
+        if at is not None:
+            x, y = template.to_display @ (*at, 1)
+            at = float(x), float(y)
+        self._tracker = FaceTracker(options.face_index, at)
         self._cuts = CutDetector()
         self._smoother = PathSmoother(0, 0, 0) if options.parity else PathSmoother()
         self._bias: np.ndarray | None = None
@@ -88,7 +93,8 @@ class FaceLocator:
         """Search the gathered frames; yield those whose placement is final, all of them if `last`."""
         if undetected:
             cuts = [not self._options.parity and self._cuts.is_cut(frame) for frame in undetected]
-            detections = self._detect(list(undetected), cuts, self._is_missing)
+            displayed = [self._template.display(frame) for frame in undetected]
+            detections = self._detect(displayed, cuts, self._is_missing)
             undetected.clear()
             for faces, cut in zip(detections, cuts, strict=True):
                 face = self._tracker.update(faces, cut)

@@ -17,7 +17,7 @@ from ..audio.resample import SAMPLE_RATE
 from ..audio.source import open_audio
 from ..config import SyncOptions
 from ..errors import AudioError, FaceError, InputError
-from ..faces.align import Template
+from ..faces.align import Template, compose, invert
 from ..faces.detect import Face, box_area
 from ..faces.locate import FaceLocator
 from ..faces.mediapipe import FaceMeshDetector
@@ -85,7 +85,7 @@ def align_clip(
 
     Raises FaceError if no frame has a face, and OutputError if `store` cannot be written.
     """
-    template = Template(resolution)
+    template = Template(resolution, source.pixel_aspect)
     meshes: list[np.ndarray | None] = []
 
     def detect(frames: list[np.ndarray], *_: object) -> list[list[Face]]:
@@ -105,7 +105,8 @@ def align_clip(
         if located.matrix is not None and mesh is not None:
             numbers.append(i)
             writer.append(template.align(located.frame, located.matrix).permute(1, 2, 0).numpy())
-            to_square = template.square_matrix(located.matrix)
+            # The mesh is in display pixels, as the detector saw the frame.
+            to_square = compose(template.square_matrix(located.matrix), invert(template.to_display))
             aligned = mesh.astype(np.float64) @ to_square[:, :2].T + to_square[:, 2]
             points.append(aligned.astype(np.float32))
     if not numbers:

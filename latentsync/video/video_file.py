@@ -16,6 +16,7 @@ from av.container import InputContainer
 
 from ..errors import VideoError
 from ..media_file import check_file, raise_shortage
+from ..media_streams import choice_text, describe_streams
 from .animated_webp import AnimatedWebP, is_animated_webp
 from .color import ToRGB, read_tags
 from .decode import decode_frames, open_video_stream
@@ -30,21 +31,25 @@ log = logging.getLogger(__name__)
 _INDEXED = {"mov", "matroska"}
 # Seconds before the requested time to search for a key frame, if the nearest one cannot be used.
 _STEPS_BACK = (0, 2, 10, 60)
+_WIDEST = Fraction(10)  # width of a pixel over its height, or the reverse; beyond, the header is wrong
 _SHORTFALL = Fraction(1, 2)  # seconds that may be missing at the end before a file is reported as incomplete
 
 
-def open_video(path: str | Path, fps: Fraction | None = None) -> ClosingSource:
+def open_video(path: str | Path, fps: Fraction | None = None, stream: int | None = None) -> ClosingSource:
     """Open a video, an animation (GIF, APNG, WebP, AVIF), or any other image as one frame.
 
-    `fps` sets the time grid; None keeps the file's nominal rate. For a pipe, this waits until another program writes
-    into it, and its frames can be read only once. Raises VideoError for anything unreadable.
+    `fps` sets the time grid; None keeps the file's nominal rate. `stream` is the number of the video stream, from 0;
+    None: the one flagged as default, else the first; cover art is none. For a pipe, this waits until another program
+    writes into it, and its frames can be read only once. Raises VideoError for anything unreadable.
     """
     path = Path(path)
     if is_pipe(path):
-        return VideoPipe(path, fps)
+        return VideoPipe(path, fps, stream)
     if is_animated_webp(check_file(path, "video", VideoError)):
+        if stream:
+            raise VideoError(f"is {stream}, but {path} has one stream.", options=("video_stream",))
         return AnimatedWebP(path, fps)
-    return VideoFile(path, fps)
+    return VideoFile(path, fps, stream)
 
 
 class VideoFile(ClosingSource):
@@ -53,10 +58,10 @@ class VideoFile(ClosingSource):
     start: time stamp of the first frame, seconds; None: the file has none. has_audio: it has an audio stream.
     """
 
-    def __init__(self, path: Path, fps: Fraction | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, fps: Fraction | None = None, number: int | None = None) -> None:
+        self.path, self._number = path, number
         self._warned = False
-        container, stream = open_video_stream(path)
+        container, stream = open_video_stream(path, number=number)
         with container:
             first_two = list(islice(decode_frames(container, stream, self._on_damage), 2))
             self._describe(container, stream, first_two, fps)
@@ -88,10 +93,16 @@ class VideoFile(ClosingSource):
         self._indexed = container.format.name.split(",")[0] in _INDEXED and first.pts is not None
         self.start = None if is_avi or first.pts is None else first.pts * first.time_base
         self.has_audio = bool(container.streams.audio)
+        self.streams = describe_streams(container.streams.video, stream)
+        choice = choice_text(self.path, "video", self.streams) if self._number is None else None
+        if choice:
+            log.warning("%s", choice)
         self._coded_size = (first.width, first.height)
         self._orientation = Orientation.of(first)
         self.color = read_tags(first, stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
+        if not 1 / _WIDEST <= aspect <= _WIDEST:
+            aspect = Fraction(1)
         self._photo = single and self._stated is None  # FFmpeg gives some of them a duration of one second
         self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
         transposed = self._orientation.transpose
@@ -131,7 +142,7 @@ class VideoFile(ClosingSource):
                 if found is not None:
                     resources.push(attempt.pop_all())
                     return found
-        container, stream = open_video_stream(self.path)
+        container, stream = open_video_stream(self.path, number=self._number)
         resources.enter_context(container)
         return decode_frames(container, stream, self._on_damage)
 
@@ -139,7 +150,7 @@ class VideoFile(ClosingSource):
         self, seconds: Fraction, start: int, resources: contextlib.ExitStack
     ) -> Iterator[av.VideoFrame] | None:
         """Return decoded frames from a key frame near `seconds`; None if there is none at or before tick `start`."""
-        container, stream = open_video_stream(self.path)
+        container, stream = open_video_stream(self.path, number=self._number)
         resources.enter_context(container)
         try:
             container.seek(self._origin + int(seconds / self._time_base), stream=stream)
@@ -170,8 +181,8 @@ class VideoPipe(VideoFile):
 
     seekable = False
 
-    def __init__(self, path: Path, fps: Fraction | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, fps: Fraction | None = None, number: int | None = None) -> None:
+        self.path, self._number = path, number
         self._warned = False
         self._used = False
         self._lock = threading.Lock()  # held while a frame is decoded, during which nothing may be closed
@@ -183,7 +194,7 @@ class VideoPipe(VideoFile):
             except OSError as error:
                 raise VideoError(f"The pipe {path} cannot be opened ({error.strerror}).") from None
             try:
-                container, stream = open_video_stream(path, self._reader)
+                container, stream = open_video_stream(path, self._reader, number)
                 resources.enter_context(container)
                 decoded = self._decode(decode_frames(container, stream, self._on_damage))
                 first_two = list(islice(decoded, 2))
