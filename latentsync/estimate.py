@@ -78,16 +78,25 @@ def estimate_run(
     guidance: float = 1.5,
     shape: ModelShape | None = None,
     offload: bool | None = None,
+    half_on_cpu: bool = True,
 ) -> RunEstimate:
     """Estimate a run that syncs `video` with the model of `config`; loads no weights.
 
-    shape: of the networks if they are loaded. offload: as for `Runtime.auto`. Raises ValueError for an unknown
-    memory mode.
+    shape: of the networks if they are loaded. offload: as for `Runtime.auto`. half_on_cpu: as for `plan_for`; all
+    levels of optimization but the conservative one allow it. Raises ValueError for an unknown memory mode.
     """
-    first = plan_for(info, memory_mode=memory_mode, dtype=dtype)
     if shape is None:
-        shape = model_shape(config, first.dtype)
-    plan = plan_for(info, shape, config.resolution, video, memory_mode, dtype=first.dtype, offload=offload)
+        shape = model_shape(config, plan_for(info, memory_mode=memory_mode, dtype=dtype).dtype)
+    plan = plan_for(
+        info,
+        shape,
+        config.resolution,
+        video,
+        memory_mode,
+        dtype=dtype,
+        offload=offload,
+        half_on_cpu=half_on_cpu,
+    )
     # Without guidance there is one prediction per step, which takes as much memory as guidance in two passes.
     passes = plan.guidance_passes if guidance > 1 else 2
     peak = peak_of(replace(plan, guidance_passes=passes), shape, config.resolution)

@@ -37,6 +37,7 @@ from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
 from .windows import nearest_present, pingpong_indices
 
+from .workload import compiled_blocks
 
 @dataclass(frozen=True)
 class GeneratedFace:
@@ -85,6 +86,7 @@ class FaceGenerator:
             feed_forward_slices=lambda: runtime.plan.feed_forward_slices,
         )
         self._masks: _Masks | None = None
+        self.compiled = compiled_blocks(options)
 
     @torch.inference_mode()
     def generate(
@@ -245,7 +247,8 @@ class FaceGenerator:
             done = self._denoised_frames + frames * next(steps) / (self._sampling.steps * len(parts))
             runtime.progress.report_partial("sync", done)
 
-        with self.attention.applied(unet), self._autocast(unet):
+        compiled = self.compiled.applied(unet, runtime.plan, runtime.progress.remaining())
+        with self.attention.applied(unet), compiled, self._autocast(unet):
             latents = torch.cat([self._denoise_part(*part, before_step) for part in parts], dim=2)
         self._denoised_frames += frames
         yield from latents.transpose(1, 2).cpu()

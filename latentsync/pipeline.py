@@ -197,7 +197,9 @@ class LipSyncPipeline:
 
             _check_faces(locator, options, report)
             report.face_calls = asdict(detect.calls)
-            report.attention = generator.attention.used
+            report.attention, report.compiled = generator.attention.used, generator.compiled.used
+            if generator.compiled.seconds:
+                runtime.seconds["compile"] = generator.compiled.seconds
             encoded, kept = (now - old for now, old in zip(self._latents_used(), before, strict=True))
             report.latents = {"encoded": encoded, "kept": kept}
 

@@ -42,6 +42,7 @@ class Report:
     latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and faces found in the cache
     resumed: int = 0  # frames taken over from an interrupted run
     retries: list[dict[str, Any]] = field(default_factory=list)  # steps taken because memory ran out
+    compiled: bool | str = False  # True if torch.compile was used, else why not
     seconds: dict[str, float] = field(default_factory=dict)  # per stage; stages overlap
     total_seconds: float = 0.0
     peak_ram: int = 0  # bytes, of the process

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..memsafe import (
+    CompiledBlocks,
     Failure,
     MemoryMode,
     OutOfMemory,
@@ -16,11 +17,16 @@ from ..memsafe import (
     shape_of,
     steps_named,
 )
-from .config import SyncOptions
+from .config import Compile, OptimizationLevel, SyncOptions
 from .errors import MemoryLimitError, Remedy
+from .models.attention import GEGLU
+from .models.resnet import ResnetBlock3D
 from .weights.loading import IMPORTANT_LAYERS, ModelBundle
 
 _LARGE_FACE = 256  # pixels; the resolution of LatentSync 1.5
+
+# Layers of the UNet that torch.compile may fuse: no attention in them, and no layer that is replaced during a run.
+COMPILED_LAYERS = (ResnetBlock3D, GEGLU)
 
 
 def workload_for(
@@ -36,6 +42,7 @@ def workload_for(
     if hasattr(bundle.vae, "enable_tiling"):
         steps.append("vae_tiling")
     conservative = runtime.optimizer.memory_mode is MemoryMode.CONSERVATIVE
+    level = options.optimization_level
     return Workload(
         networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
         denoiser=bundle.unet,
@@ -45,6 +52,8 @@ def workload_for(
         window_frames=bundle.config.num_frames,
         video=video,
         steps=steps_named(*steps),
+        half_on_cpu=level is not OptimizationLevel.CONSERVATIVE and not options.parity,
+        fp16_accumulation=level is OptimizationLevel.AGGRESSIVE and not options.parity,
         allowed=options.permissions,
         advice=[
             *([] if conservative else ["memory mode conservative"]),
@@ -53,6 +62,16 @@ def workload_for(
             "a shorter or smaller video",
         ],
     )
+
+
+def compiled_blocks(options: SyncOptions) -> CompiledBlocks:
+    """Return the compilation of the UNet's blocks that the options ask for; in parity mode none."""
+    wanted = None
+    if options.compile is not Compile.AUTO:
+        wanted = options.compile is Compile.ON
+    elif options.optimization_level is OptimizationLevel.CONSERVATIVE:
+        wanted = False
+    return CompiledBlocks(COMPILED_LAYERS, False if options.parity else wanted)
 
 
 @contextmanager

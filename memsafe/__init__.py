@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .batching.oom import Failure, is_oom
     from .batching.recovery import OutOfMemory, restart_on_plan_change
     from .choices import AttentionMode, MemoryMode
+    from .compilation import CompiledBlocks
     from .device.probe import DeviceInfo, probe
     from .host import Cancelled, Host, NullHost, Progress
     from .optimizer import AdaptiveMemoryOptimizer, integrate_adaptive_optimizer
@@ -32,6 +33,7 @@ __all__ = [
     "AttentionMode",
     "BatchSizer",
     "Cancelled",
+    "CompiledBlocks",
     "DeviceInfo",
     "Failure",
     "Host",
@@ -70,6 +72,7 @@ _MODULE_OF = {
     "AttentionMode": "choices",
     "BatchSizer": "batching.batch_sizer",
     "Cancelled": "host",
+    "CompiledBlocks": "compilation",
     "DeviceInfo": "device.probe",
     "Failure": "batching.oom",
     "Host": "host",

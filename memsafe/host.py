@@ -88,6 +88,12 @@ class ProgressReporter:
 
     def report_partial(self, stage: str, frames: float) -> None:
         """Report work on unfinished frames that amounts to `frames` finished ones."""
-        seconds, done, total = self.elapsed, self._done + frames, self._total
-        eta = seconds / done * (total - done) if done and total is not None else None
-        self._host.progress(Progress(stage, done, total, seconds, eta))
+        seconds, done = self.elapsed, self._done + frames
+        self._host.progress(Progress(stage, done, self._total, seconds, self._time_left(seconds, done)))
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, estimated from the rate so far; None: unknown."""
+        return self._time_left(self.elapsed, self._done)
+
+    def _time_left(self, seconds: float, done: float) -> float | None:
+        return seconds / done * (self._total - done) if done and self._total is not None else None

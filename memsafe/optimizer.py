@@ -82,11 +82,13 @@ class AdaptiveMemoryOptimizer:
         *,
         window_frames: int = WINDOW_FRAMES,
         kernels: str = "",
+        half_on_cpu: bool = False,
     ) -> MemoryPlan:
         """Probe the device, and make `plan` and `sizer` for one run.
 
         resolution: pixels, width of the generated face. window_frames: frames the denoiser takes together.
-        kernels: further text that decides an item's cost, such as "standard attention".
+        kernels: further text that decides an item's cost, such as "standard attention". half_on_cpu: as for
+        `plan_for`.
         """
         if self._fixed is None:
             info = probe(self.device)
@@ -99,6 +101,7 @@ class AdaptiveMemoryOptimizer:
                 self.memory_mode,
                 dtype=self.dtype,
                 offload=self.offload,
+                half_on_cpu=half_on_cpu,
             )
         else:
             plan = self._fixed

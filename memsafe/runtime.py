@@ -32,7 +32,7 @@ from .plan.memory_plan import MemoryMode, MemoryPlan
 from .plan.task import Task
 from .weights.offload import WeightCopier
 from .weights.placement import ModulePlacement
-from .weights.precision import in_float32, in_int8
+from .weights.precision import fp16_accumulation, in_float32, in_int8
 from .workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ class Runtime:
             workload.video,
             window_frames=workload.window_frames,
             kernels=kernels,
+            half_on_cpu=workload.half_on_cpu,
         )
         self._begin(workload)
         if self.plan.offload:
@@ -161,6 +162,8 @@ class Runtime:
         device = self.device
         try:
             with self._undo:
+                if workload.fp16_accumulation:
+                    self._undo.enter_context(fp16_accumulation(self.info.name))
                 yield
         finally:
             self.optimizer.save()

@@ -26,5 +26,7 @@ class Workload:
     video: VideoShape = field(default_factory=VideoShape)
     # Steps down for a single item that does not fit. Those of the module placement need no help of the pipeline.
     steps: Sequence[Step] = steps_named("offload", "stream_weights", "cpu")
+    half_on_cpu: bool = False  # a CPU with instructions for bfloat16 multiplies in it
+    fp16_accumulation: bool = False  # GeForce cards add up products of float16 in float16
     allowed: Collection[str] = ()  # permissions for steps that need one
     advice: Sequence[str] = ADVICE  # two options to name when nothing helped

@@ -63,7 +63,8 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="number format of the networks; auto: fp16 or bf16 on a GPU, fp32 on a CPU (default: %(default)s)",
+        help="number format of the networks; auto: fp16 or bf16 on a GPU, fp32 on a CPU, multiplied in bf16 where "
+        "it has AVX512-BF16 (default: %(default)s)",
     )
 
 

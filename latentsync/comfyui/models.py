@@ -85,13 +85,17 @@ class SyncModel:
     """Value of a LATENTSYNC_MODEL link: the networks, each under ComfyUI's memory management.
 
     latents: cache of encoded faces, so that new audio for the same video encodes no face again.
-    attention, offload: as set in the loader; None leaves the choice to the sync node and the plan.
+    attention, offload, dtype: as set in the loader; None leaves the choice to the sync node and the plan.
     """
 
     def __init__(
-        self, bundle: ModelBundle, attention: str | None = None, offload: bool | None = None
+        self,
+        bundle: ModelBundle,
+        attention: str | None = None,
+        offload: bool | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.bundle, self.attention, self._offload = bundle, attention, offload
+        self.bundle, self.attention, self._offload, self._dtype = bundle, attention, offload, dtype
         self.latents = LatentCache(LATENT_CACHE_BYTES, default_latent_path())
         device = compute_device()
         offload_device = device if comfy_memory.is_device_cpu(device) else comfy_memory.unet_offload_device()
@@ -112,9 +116,10 @@ class SyncModel:
         return True if self._offload is None and no_vram else self._offload
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the UNet's weights."""
-        return weight_dtype(self.bundle.unet)
+    def dtype(self) -> torch.dtype | None:
+        """As for `Runtime.auto`; weights in half precision are used as they are."""
+        weights = weight_dtype(self.bundle.unet)
+        return weights if weights.itemsize == 2 else self._dtype
 
     def free_memory(self, plan: MemoryPlan) -> None:
         """Have ComfyUI unload models of other nodes until a run with `plan` fits."""
@@ -177,7 +182,8 @@ def load_model(
         bundle = load_models(
             path, dtype=dtype, detector=load_detector(faces, device), int8=precision == "int8"
         )
-    return SyncModel(bundle, None if attention == AS_NODE else attention, OFFLOADS[offload])
+    chosen = None if attention == AS_NODE else attention
+    return SyncModel(bundle, chosen, OFFLOADS[offload], PRECISIONS[precision])
 
 
 def choose_default(allow_demo: bool) -> tuple[str, CheckpointError | None]:

@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 from ...memsafe import Runtime, probe
 from .. import LipSyncPipeline, Report, SyncOptions
 from ..audio import AudioSource
-from ..config import FALLBACKS, ModelConfig
+from ..config import FALLBACKS, ModelConfig, OptimizationLevel
 from ..errors import InputError
 from ..estimate import RunEstimate, ThroughputHistory, estimate_run, video_shape
 from ..validation import Inputs, open_inputs
@@ -182,4 +182,5 @@ def _estimate(
         guidance=settings["lips_expression"],
         shape=None if model is None else model.shape,
         offload=None if model is None else model.offload,
+        half_on_cpu=settings.get("optimization_level") != OptimizationLevel.CONSERVATIVE.value,
     )

@@ -1,9 +1,11 @@
-"""Arithmetic and kernels that a GPU supports, by its generation."""
+"""Arithmetic and kernels that a device supports: a GPU by its generation, a CPU by its instructions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
+import torch
 
 # Turing cards without tensor cores, on which float16 gives NaN: the list in ComfyUI's `should_use_fp16`
 # (comfy/model_management.py).
@@ -21,6 +23,15 @@ def bf16_in_hardware(capability: tuple[int, int] | None, architecture: str) -> b
         # torch.cuda.is_bf16_supported() also counts emulation, which is slower than fp16 on those cards.
         return capability >= (8, 0)
     return not architecture.startswith(("gfx8", "gfx900", "gfx906"))
+
+
+def cpu_bf16_in_hardware() -> bool:
+    """Return True for a CPU that multiplies bfloat16 by AVX512-BF16, as all those with AMX can.
+
+    Without it a CPU converts every operand, which is slower than float32.
+    """
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not public; releases without it use float32
+    return ask is not None and bool(ask())
 
 
 def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from .capability import bf16_in_hardware, fp16_works, has_kernels
+from .capability import bf16_in_hardware, cpu_bf16_in_hardware, fp16_works, has_kernels
 from .cgroup import available_in_group, cpu_limit, memory_limit
 
 GIB = 2**30
@@ -89,7 +89,13 @@ def probe(device: str | torch.device | None = None) -> DeviceInfo:
         usable, allocated = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
         free = min(max(usable - allocated, 0), host.ram_available)
         return replace(
-            host, kind="mps", name="Apple GPU", total_memory=usable, free_memory=free, allocated=allocated
+            host,
+            kind="mps",
+            name="Apple GPU",
+            total_memory=usable,
+            free_memory=free,
+            allocated=allocated,
+            bf16=False,
         )
     if wanted.type != "cpu":
         raise ValueError(f"device is {str(device)!r}; expected cuda, mps or cpu.")
@@ -111,7 +117,7 @@ def _probe_host() -> DeviceInfo:
         count = len(os.sched_getaffinity(0))
     if cpus is not None:
         count = min(count, max(math.ceil(cpus), 1))
-    return DeviceInfo("cpu", "CPU", total, free, None, False, total, free, count)
+    return DeviceInfo("cpu", "CPU", total, free, None, cpu_bf16_in_hardware(), total, free, count)
 
 
 def _probe_cuda(index: int | None, host: DeviceInfo) -> DeviceInfo:

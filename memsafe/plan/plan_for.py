@@ -77,19 +77,21 @@ def plan_for(
     *,
     dtype: torch.dtype | None = None,
     offload: bool | None = None,
+    half_on_cpu: bool = False,
 ) -> MemoryPlan:
     """Return the plan for a device. Conservative and aggressive use the sizes of the tier below and above.
 
     With `model` (and `resolution`, pixels, width of the generated face) the plan takes exact steps down until
     the model's estimated peak fits what is free on the device; with `video`, the frames that wait fit host
     memory and are no more than the video has. dtype: of the networks, if it is decided already; so `offload`,
-    on a device with memory of its own. Raises ValueError for an unknown memory mode.
+    on a device with memory of its own. half_on_cpu: a CPU with instructions for bfloat16 multiplies in it. Raises
+    ValueError for an unknown memory mode.
     """
     mode = MemoryMode(memory_mode)
     tier = tier_of(info)
     if model is not None:  # without a model this is a first plan, and another follows
         _log_size(info, tier)
-    dtype = _dtype(info) if dtype is None else dtype
+    dtype = _dtype(info, half_on_cpu) if dtype is None else dtype
     too_small = _STREAM_BELOW * GIB * dtype.itemsize / torch.float16.itemsize
     row = _TABLE[max(_ORDER.index(tier) + _SHIFT[mode], 0)]
     small = row is _COMPACT
@@ -172,9 +174,11 @@ def _fit(plan: MemoryPlan, info: DeviceInfo, model: ModelShape) -> MemoryPlan:
     return plan
 
 
-def _dtype(info: DeviceInfo) -> torch.dtype:
-    """Return half precision for GPUs that have it; bfloat16 for a large card that has that."""
-    if info.kind == "cpu" or not info.fp16:
+def _dtype(info: DeviceInfo, half_on_cpu: bool) -> torch.dtype:
+    """Return half precision for GPUs that have it; bfloat16 for a large card, or a CPU if it may, that has that."""
+    if info.kind == "cpu":
+        return torch.bfloat16 if half_on_cpu and info.bf16 else torch.float32
+    if not info.fp16:
         return torch.float32
     large = _tier_by_size(info.total_memory / GIB) is Tier.DATACENTER
     return torch.bfloat16 if large and info.bf16 else torch.float16

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,24 @@ def autocast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
 @contextmanager
 def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Convert the weights of `module` to float32 on `device` inside the context, and restore them afterwards.
+@contextmanager
+def fp16_accumulation(card: str) -> Iterator[None]:
+    """Let GeForce cards add up products of float16 in float16 inside the context; `card`: the name of the GPU.
+
+    Others are no faster for it. Needs torch 2.7. The gain, 1.2 by its author's figures, was not measured here.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    before = getattr(matmul, "allow_fp16_accumulation", None)
+    if before is None or "GeForce" not in card:
+        yield
+        return
+    matmul.allow_fp16_accumulation = True
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_accumulation = before
+
+
 
     For CPUs, which compute in half precision many times slower: measured, a small UNet 7 and a VAE 86 times.
     """

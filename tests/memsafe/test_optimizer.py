@@ -152,7 +152,8 @@ def test_our_pipeline_makes_the_same_frames_with_it() -> None:
         if integrated:
             integrate_adaptive_optimizer(pipeline, video_length=20, resolution=(160, 144))
         audio = (np.sin(np.arange(12_800) / 9).astype(np.float32), 16_000)
-        options = SyncOptions(steps=1, resolution=64)
+        # Exact, because a planned run may multiply in bfloat16 where the CPU has it.
+        options = SyncOptions(steps=1, resolution=64, optimization_level="conservative")
         return np.concatenate(list(pipeline.stream(scene(), audio, options)))
 
     plain, planned = frames(False), frames(True)

@@ -127,6 +127,11 @@ def test_precision_follows_what_the_card_can_do() -> None:
     assert plan_for(card(8, (7, 5))).dtype is torch.float16
     assert plan_for(card(24)).dtype is torch.float16
     assert plan_for(replace(card(64), kind="cpu")).dtype is torch.float32
+    for bf16 in (True, False):
+        cpu = replace(card(64), kind="cpu", bf16=bf16)
+        assert plan_for(cpu).dtype is torch.float32
+        assert (plan_for(cpu, half_on_cpu=True).dtype is torch.bfloat16) == bf16
+        assert plan_for(cpu, half_on_cpu=True, dtype=torch.float32).dtype is torch.float32
     assert plan_for(card(8), dtype=torch.float32).dtype is torch.float32
     assert plan_for(card(80, free=10)).dtype is torch.bfloat16  # the card is what it is
 
