@@ -37,10 +37,10 @@ _ROTATION = (1.6, 5.9, 0.55)  # degrees
 Box = tuple[float, float, float, float]
 
 
-def astronaut() -> np.ndarray:
+def astronaut(option: str = "photo") -> np.ndarray:
     """Return scikit-image's portrait of Eileen Collins, by NASA, public domain: uint8 [512, 512, 3] RGB.
 
-    Raises InputError without scikit-image.
+    Raises InputError without scikit-image; option: the one by which the user can give another portrait.
     """
     try:
         from skimage import data
@@ -48,7 +48,7 @@ def astronaut() -> np.ndarray:
         raise InputError(
             "is not given, and the default portrait comes with scikit-image, which is not installed; give a portrait, "
             "or run: pip install scikit-image",
-            options=("photo",),
+            options=(option,),
         ) from None
     return np.ascontiguousarray(data.astronaut())
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ..errors import LatentSyncError
 from ..signals import Stop, stopping
-from . import demo, doctor, download, plan, sync, train
+from . import bench, demo, doctor, download, plan, sync, train
 from .terminal import PROGRAM, error_text, open_standard_streams
 
 LONGEST_MESSAGE = 2000  # characters
@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, ModuleType] = {
     "demo": demo,
     "sync": sync,
     "plan": plan,
+    "bench": bench,
     "train": train,
     "download": download,
     "doctor": doctor,

@@ -46,13 +46,14 @@ def run_all(commands: dict[str, list[str]], folder: Path) -> dict[str, tuple[int
 def test_help_and_rejected_options_import_neither_numpy_nor_torch(tmp_path: Path) -> None:
     commands = {
         "help": ["--help"],
-        **{f"help of {name}": [name, "--help"] for name in ("demo", "sync", "plan", "train", "doctor")},
+        **{f"help of {name}": [name, "--help"] for name in ("demo", "sync", "plan", "bench", "train", "doctor")},
         "unknown command": ["dance"],
         "unknown choice": ["sync", "--video=a", "--audio=b", "--out=c", "--extend=magic"],
         "missing option": ["sync"],
         "steps": ["sync", "--video=a", "--audio=b", "--out=c", "--steps=0"],
         "device": ["sync", "--video=a", "--audio=b", "--out=c", "--device=abacus"],
         "limit": ["plan", "--vram-limit-gb=-1"],
+        "seconds": ["bench", "--seconds=0"],
     }
     results = run_all(commands, tmp_path)
     assert {name: status for name, (status, _) in results.items() if status != 2} == {
