@@ -6,7 +6,8 @@ OOM-guarded code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -36,7 +37,6 @@ from .faces.paste import keep_mask, lip_region, paste, paste_alpha, restore
 from .sampling import denoise, make_scheduler, shared_noise
 from .weights.loading import ModelBundle
 from .windows import nearest_present, pingpong_indices
-
 from .workload import compiled_blocks
 
 @dataclass(frozen=True)
@@ -85,12 +85,12 @@ class FaceGenerator:
             attention_slices=lambda: runtime.plan.attention_slices,
             feed_forward_slices=lambda: runtime.plan.feed_forward_slices,
         )
-        self._masks: _Masks | None = None
         self.compiled = compiled_blocks(options)
+        self._masks: _Masks | None = None
 
     @torch.inference_mode()
     def generate(
-        self, located: Sequence[LocatedFrame], audio: Sequence[Tensor]
+        self, located: Collection[LocatedFrame], audio: Sequence[Tensor]
     ) -> list[GeneratedFace | None]:
         """Return the faces of consecutive frames, in order; None for a frame without one.
 
@@ -105,11 +105,13 @@ class FaceGenerator:
         return [None if frame.matrix is None else next(generated) for frame in located]
 
     @torch.inference_mode()
-    def paste(self, located: LocatedFrame, face: GeneratedFace | None) -> np.ndarray:
-        """Return the finished frame; without a face the frame itself, unchanged."""
-        if face is None or located.matrix is None:
-            return located.frame
-        return self._runtime.guarded(lambda: self._paste_face(located, face), task=Task.PASTE)
+    def paste(
+        self, located: Collection[LocatedFrame], faces: Iterable[GeneratedFace | None]
+    ) -> deque[np.ndarray]:
+        """Return the finished frames; one without a face is the frame itself, unchanged."""
+        pairs = [(frame, face) for frame, face in zip(located, faces, strict=True) if face is not None]
+        pasted = deque(self._runtime.run_batched(self._paste_faces, pairs, task=Task.PASTE))
+        return deque([frame.frame if frame.matrix is None else pasted.popleft() for frame in located])
 
     @property
     def _canvas(self) -> torch.device:
@@ -125,11 +127,13 @@ class FaceGenerator:
         plan, masks = self._runtime.plan, self._masks
         if masks is None or (masks.resolution, masks.device) != (plan.face_resolution, plan.device):
             resolution = self._template.resolution
+            canvas = self._canvas
             masks = self._masks = _Masks(
                 resolution=plan.face_resolution,
                 device=plan.device,
-                alpha=paste_alpha(resolution).to(self._canvas),
-                restored=keep_mask(resolution).to(self._canvas),
+                canvas=canvas,
+                alpha=paste_alpha(resolution).to(canvas),
+                restored=keep_mask(resolution).to(canvas),
                 keep=keep_mask(plan.face_resolution).to(plan.device),
             )
         return masks
@@ -138,8 +142,9 @@ class FaceGenerator:
         """Return the aligned faces of frames that have one: uint8 [3, r, r], on the CPU."""
 
         def align(frames: list[LocatedFrame]) -> list[Tensor]:
+            canvas = self._canvas
             return [
-                self._template.align(one.frame, one.matrix, self._canvas)
+                self._template.align(one.frame, one.matrix, canvas)
                 for one in frames
                 if one.matrix is not None
             ]
@@ -147,14 +152,15 @@ class FaceGenerator:
         return self._runtime.run_batched(align, located, task=Task.ALIGN)
 
     def _generate(
-        self, located: Sequence[LocatedFrame], audio: Sequence[Tensor], aligned: Sequence[Tensor]
+        self, located: Collection[LocatedFrame], audio: Sequence[Tensor], aligned: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return faces float32 [3, r, r] in about -1..1 for all aligned ones, under the plan in force."""
         encoded = iter(self._encode(aligned))
         length = self._bundle.config.num_frames
+        has_face = [frame.matrix is not None for frame in located]
         windows = []
         for start in range(0, len(located), length):
-            present = [frame.matrix is not None for frame in located[start : start + length]]
+            present = has_face[start : start + length]
             if any(present):
                 windows.append(self._unet_input(present, audio[start : start + length], encoded))
         denoised = self._denoise(windows)
@@ -179,21 +185,21 @@ class FaceGenerator:
         tile = plan.vae_tile if plan.vae_tiling else None
         return self._vae_key, plan.face_resolution, plan.dtype, plan.device.type, tile, torch.__version__
 
-    def _encode_batch(self, faces: list[Tensor]) -> Iterator[Tensor]:
+    def _encode_batch(self, faces: list[Tensor]) -> Sequence[Tensor]:
         masks, vae = self._prepare_masks(), self._bundle.vae
-        dtype, resolution = weight_dtype(vae), self._runtime.plan.face_resolution
-        pixels = torch.stack(faces).to(self._canvas).float() / 127.5 - 1
+        dtype, resolution = weight_dtype(vae), masks.resolution
+        pixels = torch.stack(faces).to(masks.canvas).float() / 127.5 - 1
         if resolution != self._template.resolution:
             pixels = F.interpolate(pixels, size=(resolution, resolution), mode="area")
-        pixels = pixels.to(self._runtime.device)
+        pixels = pixels.to(masks.device)
+        latents: list[Tensor] = []
         # Masked and reference image one after the other: half the memory of one batch.
         with self._vae_ready() as encoder:
-            masked, reference = (
-                (encoder.encode(image.to(dtype)).latent_dist.mode().float() - self._shift) * self._scale
-                for image in (pixels * masks.keep, pixels)
-            )
-        mask = F.interpolate(masks.keep[None], size=masked.shape[-2:], mode="nearest")
-        yield from torch.cat([mask.expand(len(faces), -1, -1, -1), masked, reference], dim=1).cpu()
+            for image in (pixels * masks.keep, pixels):
+                mode = encoder.encode(image.to(dtype)).latent_dist.mode()
+                latents.append((mode.float() - self._shift) * self._scale)
+        mask = F.interpolate(masks.keep[None], size=latents[0].shape[-2:], mode="nearest")
+        return list(torch.cat([mask.expand(len(faces), -1, -1, -1), *latents], dim=1).cpu())
 
     def _unet_input(
         self, present: list[bool], audio: Sequence[Tensor], encoded: Iterator[Tensor]
@@ -293,20 +299,24 @@ class FaceGenerator:
         """Yield the VAE under the plan's precision and, if the plan says so, working on tiles."""
         vae: Any = self._bundle.vae
         plan = self._runtime.plan
-        with self._autocast(vae), _tiled(vae, plan.vae_tile) if plan.vae_tiling else nullcontext():
+        tiled = _tiled(vae, plan.vae_tile) if plan.vae_tiling else nullcontext()
+        with autocast(vae, plan.device, plan.dtype), tiled:
             yield vae
 
     def _autocast(self, network: torch.nn.Module) -> AbstractContextManager[object]:
         """Return the context for a float32 network that the plan computes in half precision."""
         return autocast(network, self._runtime.device, self._runtime.plan.dtype)
 
-    def _paste_face(self, located: LocatedFrame, face: GeneratedFace) -> np.ndarray:
+    def _paste_faces(self, pairs: list[tuple[LocatedFrame, GeneratedFace]]) -> list[np.ndarray]:
         masks = self._prepare_masks()
-        pixels = face.pixels.to(self._canvas)
+        return [self._paste_face(located, face, masks) for located, face in pairs]
+
+    def _paste_face(self, located: LocatedFrame, face: GeneratedFace, masks: _Masks) -> np.ndarray:
+        pixels = face.pixels.to(masks.canvas)
         assert located.matrix is not None
         if not self._options.parity:
             return paste(located.frame, pixels, masks.alpha, located.matrix, self._template, located.strength)
-        aligned = face.aligned.to(self._canvas).float() / 127.5 - 1
+        aligned = face.aligned.to(masks.canvas).float() / 127.5 - 1
         mixed = pixels * (1 - masks.restored) + aligned * masks.restored
         return restore(located.frame, mixed, located.matrix, self._template)
 
@@ -317,6 +327,7 @@ class _Masks:
 
     resolution: int  # pixels
     device: torch.device
+    canvas: torch.device  # on which faces are warped
     alpha: Tensor  # strength of the generated face where it is pasted
     restored: Tensor  # 1 where the published arithmetic shows the input face
     keep: Tensor  # 1 where the network sees the input face

@@ -6,7 +6,8 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,7 @@ class Journal:
         """Number of stored frames."""
         return len(self._entries)
 
-    def get(self, start: int, located: Sequence[LocatedFrame], made_with: str) -> list[Patch] | None:
+    def get(self, start: int, located: Collection[LocatedFrame], made_with: str) -> deque[Patch] | None:
         """Return the patches of output frames `start`, ...; None unless all are stored and fit.
 
         They fit if they were made of these frames and under the same `made_with`. A journal of other frames is
@@ -121,7 +122,7 @@ class Journal:
             if not all(_fits(entry, frame) for entry, frame in zip(entries, located, strict=True)):
                 self._replace(f"belongs to other frames from frame {start} on")
                 return None
-            patches = [Patch(entry.x, entry.y, self._read(entry)) for entry in entries]
+            patches = deque([Patch(entry.x, entry.y, self._read(entry)) for entry in entries])
         except (FrameDataError, sqlite3.Error) as error:
             self._replace(f"cannot be read ({error})")
             return None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
-from itertools import chain, count, islice
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,6 @@ from .config import Extend, Length, SyncOptions
 from .errors import AudioError, FaceError, Remedy
 from .faces.align import Template
 from .faces.locate import FaceLocator, LocatedFrame, guarded_detection
-from .frame_patch import Patch
 from .generator import FaceGenerator
 from .journal import Journal, remove_journal, run_key
 from .report import Report
@@ -44,7 +44,7 @@ from .video.buffers import OutputBuffer, ReplayBuffer
 from .video.extend import timeline
 from .video.formats import h264
 from .weights.loading import ModelBundle
-from .windows import grouped
+from .windows import grouped, take
 from .workload import translate_oom, workload_for
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,8 @@ class LipSyncPipeline:
             detect = guarded_detection(self.bundle.detector, runtime)
             locator = FaceLocator(detect, template, options, runtime.plan.face_batch)
             generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
-            times = (Fraction(i) / (PARITY_FPS if options.parity else source.fps) for i in count())
+            interval = 1 / (PARITY_FPS if options.parity else source.fps)
+            times = accumulate(repeat(interval), initial=Fraction(0))
             runtime.progress.report("prepare", 0, total)
 
             shown = _timed(timeline(source, total, options.extend, replay), runtime, "read")
@@ -192,7 +193,7 @@ class LipSyncPipeline:
             at_once = runtime.frames_at_once(self.bundle.config.num_frames)
             for group in grouped(locator.locate(decoded), at_once):
                 spoken = list(islice(audio_windows, len(group)))
-                yield from self._sync_group(deque(group), spoken, generator, inputs.mask, journal, report)
+                yield from self._sync_group(group, spoken, generator, inputs.mask, journal, report)
                 runtime.progress.report("sync", report.frames, total)
 
             _check_faces(locator, options, report)
@@ -216,29 +217,35 @@ class LipSyncPipeline:
 
         group: is emptied, so that each frame is freed as soon as it is finished.
         """
-        first = report.frames
-        patches = None if journal is None else journal.get(first, group, self.runtime.plan.output_changes)
-        faces = deque(generator.generate(list(group), audio) if patches is None else patches)
+        resumed = None
+        if journal is not None:
+            resumed = journal.get(report.frames, group, self.runtime.plan.output_changes)
+        generated = deque(generator.generate(group, audio) if resumed is None else ())
+        plan = self.runtime.plan
         while group:
-            located, face = group.popleft(), faces.popleft()
-            if isinstance(face, Patch):
-                finished = face.put_into(located.frame)
+            located = take(group, plan.face_batch)
+            if resumed is None:
+                finished = generator.paste(located, take(generated, len(located)))
             else:
-                finished = generator.paste(located, face)
-                if journal is not None:
-                    has_face, changes = located.matrix is not None, self.runtime.plan.output_changes
-                    journal.add(report.frames, located.frame, finished, has_face, changes)
-            if mask is not None:
-                finished = mask.apply(located.frame, finished, located.index)
-            report.add_frame(located.matrix is not None)
-            if not group:
-                self.runtime.host.preview(finished)
-                if journal is not None:
-                    journal.commit()
-            del located, face
-            yield finished
-            del finished
-            self.runtime.frame_finished()
+                finished = deque(
+                    patch.put_into(one.frame)
+                    for patch, one in zip(take(resumed, len(located)), located, strict=True)
+                )
+            while located:
+                one, frame = located.popleft(), finished.popleft()
+                if journal is not None and resumed is None:
+                    journal.add(report.frames, one.frame, frame, one.matrix is not None, plan.output_changes)
+                if mask is not None:
+                    frame = mask.apply(one.frame, frame, one.index)
+                report.add_frame(one.matrix is not None)
+                if not located and not group:
+                    self.runtime.host.preview(frame)
+                    if journal is not None:
+                        journal.commit()
+                del one
+                yield frame
+                del frame
+                self.runtime.frame_finished()
 
     def _write(
         self, finished: Iterator[np.ndarray], writer: VideoWriter, collector: OutputBuffer | None
@@ -246,8 +253,9 @@ class LipSyncPipeline:
         """Encode the frames in a background thread while the next ones are computed."""
 
         def write(frame: np.ndarray) -> None:
-            with self.runtime.timed("write"):
-                writer.write(frame)
+            start = time.perf_counter()
+            writer.write(frame)
+            self.runtime.seconds["write"] += time.perf_counter() - start
 
         first = next(finished)  # the run's plan exists once its first frame does
         with BackgroundConsumer(write, self.runtime.plan.encode_ahead) as drain:
@@ -333,8 +341,9 @@ def _timed(items: Iterable[T], runtime: Runtime, stage: str) -> Iterator[T]:
     """Yield the same items, and add the time it takes to make them to the stage's seconds."""
     iterator = iter(items)
     while True:
-        with runtime.timed(stage):
-            item = next(iterator, None)
+        start = time.perf_counter()
+        item = next(iterator, None)
+        runtime.seconds[stage] += time.perf_counter() - start
         if item is None:
             return
         yield item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -11,12 +12,17 @@ import numpy as np
 T = TypeVar("T")
 
 
-def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield consecutive lists of `size` items; the last may be shorter."""
+def grouped(items: Iterable[T], size: int) -> Iterator[deque[T]]:
+    """Yield consecutive groups of `size` items; the last may be shorter. Whoever empties a group frees its items."""
     iterator = iter(items)
-    while group := list(islice(iterator, size)):
+    while group := deque(islice(iterator, size)):
         yield group
         del group  # so that it is not held while the next one is gathered
+
+
+def take(queue: deque[T], size: int) -> deque[T]:
+    """Remove the first `size` items from `queue`, all if there are fewer, and return them."""
+    return deque([queue.popleft() for _ in range(min(size, len(queue)))])
 
 
 def pingpong_indices(length: int, size: int) -> list[int]:

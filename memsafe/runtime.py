@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -128,7 +128,7 @@ class Runtime:
     @property
     def device(self) -> torch.device:
         """Device on which the networks compute."""
-        return self.plan.device
+        return self._recovery.plan.device
 
     @property
     def home(self) -> torch.device:
@@ -187,31 +187,18 @@ class Runtime:
         most; None: as many as the task's plan says. See `batching.run_batched`.
         """
         items = items if isinstance(items, Sequence) else list(items)
-        with _OnDevice(self, task, network, streamable) as context:
-            return list(
-                run_batched(
-                    fn,
-                    items,
-                    task=task,
-                    recovery=self._recovery,
-                    most=max(len(items), 1) if most is None else most,
-                    context=context,
-                )
-            )
+        most = max(len(items), 1) if most is None else most
+        context = _OnDevice(self, task, network, streamable)
+        try:
+            batches = run_batched(fn, items, task=task, recovery=self._recovery, most=most, context=context)
+            return [result for batch in batches for result in batch]
+        finally:
+            context.close()
 
     def guarded(self, fn: Callable[[], R], *, task: Task, network: nn.Module | None = None) -> R:
         """Return `fn()`, repeated in a smaller way when memory runs out in it."""
         [result] = self.run_batched(lambda _: [fn()], [None], task=task, network=network, most=1)
         return result
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds. Thread-safe."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
     def free_under_pressure(
         self, name: str, act: Callable[[], object], *, cost: float, on_device: bool = False
@@ -225,7 +212,8 @@ class Runtime:
     def frame_finished(self) -> None:
         """Count a frame; after as many as the plan says, torch's cache of freed blocks is emptied."""
         self._finished += 1
-        if self.plan.clear_every is not None and self._finished % self.plan.clear_every == 0:
+        every = self._recovery.plan.clear_every
+        if every is not None and self._finished % every == 0:
             empty_cache(self.device)
 
     def frames_at_once(self, window: int) -> int:
@@ -303,42 +291,46 @@ class Runtime:
 class _OnDevice(CallContext):
     """Surroundings of guarded calls: the network on the device, the stage's time, the batch's peak memory.
 
-    A context manager. The network stays on the device from the first call to the end, or to a failure.
+    The network stays on the device from the first call to `close`, or to a failure.
     """
 
     def __init__(self, runtime: Runtime, task: Task, network: nn.Module | None, streamable: bool) -> None:
-        self._runtime, self._stage, self._streamable = runtime, task.stage, streamable
-        self._modules = () if network is None else (network,)
-        self._resident = ExitStack()
+        self._runtime, self._device, self._stage = runtime, runtime.device, task.stage
+        self._modules, self._streamable = () if network is None else (network,), streamable
+        self._resident: ExitStack | None = None
 
     def incoming(self) -> int:
         if not self._modules:
             return 0
         return self._runtime._modules.incoming_bytes(self._modules, streamable=self._streamable)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        runtime = self._runtime
-        runtime.check_interrupted()
+    def call(self, fn: Callable[[list[T]], Iterable[R]], batch: list[T]) -> deque[R]:
+        runtime, device = self._runtime, self._device
+        if runtime.host.interrupted():
+            raise Cancelled
         start = time.perf_counter()
         try:
-            if self._modules:  # entered here, so that weights that do not fit are a batch that does not
+            # Entered here, so that weights that do not fit are a batch that does not.
+            if self._modules and self._resident is None:
+                self._resident = ExitStack()
                 self._resident.enter_context(
                     runtime._modules.on_device(self._modules, streamable=self._streamable)
                 )
-            before = runtime.count_peak()
-            yield
-            synchronize(runtime.device)  # so that the time is the computation's, not the queueing's
+            before = runtime.count_peak() if device.type == "cuda" else None
+            results = deque(fn(batch))
+            if device.type != "cpu":
+                synchronize(device)  # so that the time is the computation's, not the queueing's
             if before is not None:
-                self.peak = (peak_device_memory(runtime.device) or 0) - before
+                self.peak = (peak_device_memory(device) or 0) - before
+            return results
         except BaseException:
-            self._resident.close()
+            self.close()
             raise
         finally:
             runtime.seconds[self._stage] += time.perf_counter() - start
 
-    def __enter__(self) -> _OnDevice:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._resident.close()
+    def close(self) -> None:
+        """Let the network leave the device, if it is offloaded between uses."""
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            resident.close()

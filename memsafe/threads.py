@@ -81,7 +81,10 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     try:
         thread.start()
         while True:
-            item = _take(ready)
+            try:
+                item = ready.get(timeout=_POLL)
+            except queue.Empty:
+                continue
             if isinstance(item, _End):
                 error = item.error
                 del item
@@ -99,13 +102,6 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
             raise error
         finally:
             del error
-
-
-def _take(waiting: queue.Queue[T]) -> T:
-    """Return the next item."""
-    while True:
-        with suppress(queue.Empty):
-            return waiting.get(timeout=_POLL)
 
 
 class BackgroundConsumer(Generic[T]):

@@ -94,7 +94,9 @@ class FileAudio(PcmAudio):
                     continue
                 if frames is None:
                     return
-                yield from (frame for frame in frames if frame.samples)
+                for frame in frames:
+                    if frame.samples:
+                        yield frame
 
     def _stream(self, container: InputContainer) -> av.AudioStream:
         """Return the first audio stream, and let the demuxer skip all others."""

@@ -220,12 +220,8 @@ def row_window(held: Tensor, first: int, total: int, row: int) -> Tensor:
 
     held: [n, states, d], the rows first .. first + n - 1; must contain those of `row_span`.
     """
-    low, high = row_span(row, total)
-    body = held[low - first : high - first]
-    missing = ROWS_BEFORE + 1 + ROWS_AFTER - len(body)
-    before = min(max(ROWS_BEFORE - row, 0), missing)
-    head, tail = body[:1].repeat(before, 1, 1), body[-1:].repeat(missing - before, 1, 1)
-    return torch.cat([head, body, tail]).flatten(0, 1)
+    rows = torch.arange(row - ROWS_BEFORE, row + ROWS_AFTER + 1, device=held.device)
+    return held[rows.clamp_(0, total - 1) - first].flatten(0, 1)
 
 
 def frame_windows(

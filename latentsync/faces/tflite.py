@@ -8,6 +8,7 @@ with channels-last memory, so nothing is copied at either end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, Remedy
+
+# A torch module if it has weights, else any function of tensors.
+Layer = Callable[..., torch.Tensor]
 
 
 class TfliteGraph(nn.Module):
@@ -31,32 +35,22 @@ class TfliteGraph(nn.Module):
         reader = _Reader(path)
         self.input, self.outputs = reader.input, reader.outputs
         operators = reader.operators()
-        self.steps = nn.ModuleList(module for module, _, _ in operators)
-        self.wiring = [(inputs, output) for _, inputs, output in operators]  # tensor ids
-        last = {tensor: step for step, (inputs, _) in enumerate(self.wiring) for tensor in inputs}
-        self.finished = [
-            [t for t in set(inputs) if last[t] == step and t not in self.outputs]
-            for step, (inputs, _) in enumerate(self.wiring)
-        ]
+        self.layers = nn.ModuleList(layer for layer, _, _ in operators if isinstance(layer, nn.Module))
+        last = {tensor: step for step, (_, inputs, _) in enumerate(operators) for tensor in inputs}
+        self.steps = [
+            (*operator, [t for t in set(operator[1]) if last[t] == step and t not in self.outputs])
+            for step, operator in enumerate(operators)
+        ]  # each with the activations that are not read again
         self.requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = {self.input: images.permute(0, 3, 1, 2)}
-        for module, (inputs, output), finished in zip(self.steps, self.wiring, self.finished, strict=True):
-            values[output] = module(*map(values.__getitem__, inputs))
-            for tensor in finished:  # not read again
+        for layer, inputs, output, finished in self.steps:
+            values[output] = layer(*map(values.__getitem__, inputs))
+            for tensor in finished:
                 del values[tensor]
-        results = (values[i] for i in self.outputs)
-        return tuple(v.permute(0, 2, 3, 1) if v.ndim == 4 else v for v in results)
-
-
-class _Apply(nn.Module):
-    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *values: torch.Tensor) -> torch.Tensor:
-        return self.function(*values)
+        results = map(values.__getitem__, self.outputs)
+        return tuple([v.permute(0, 2, 3, 1) if v.ndim == 4 else v for v in results])
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -66,7 +60,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class _Reader:
-    """Reader of the flatbuffer; the methods named after operators build the torch modules for them."""
+    """Reader of the flatbuffer; the methods named after operators build the layers for them."""
 
     def __init__(self, path: Path) -> None:
         import tflite
@@ -84,10 +78,10 @@ class _Reader:
         self.outputs = [int(i) for i in self.graph.OutputsAsNumpy()]
         self.unpacked: dict[int, torch.Tensor] = {}  # float16 constants after their DEQUANTIZE
 
-    def operators(self) -> list[tuple[nn.Module, list[int], int]]:
-        """Return (module, ids of the activations it reads, id of the one it writes), in the order to run."""
+    def operators(self) -> list[tuple[Layer, list[int], int]]:
+        """Return (layer, ids of the activations it reads, id of the one it writes), in the order to run."""
         names = {v: k for k, v in vars(self.lib.BuiltinOperator).items() if isinstance(v, int)}
-        found: list[tuple[nn.Module, list[int], int]] = []
+        found: list[tuple[Layer, list[int], int]] = []
         for index in range(self.graph.OperatorsLength()):
             op = self.graph.Operators(index)
             code = self.model.OperatorCodes(op.OpcodeIndex())
@@ -145,7 +139,7 @@ class _Reader:
             return None
         (h, w), (kh, kw) = self.size(tensor), kernel
         pad = (*same_padding(w, kw, options.StrideW()), *same_padding(h, kh, options.StrideH()))
-        return _Apply(lambda x: F.pad(x, pad, value=fill)) if any(pad) else None
+        return nn.ConstantPad2d(pad, fill) if any(pad) else None
 
     def convolution(self, weight: torch.Tensor, inputs: list[int], options: Any, groups: int) -> nn.Module:
         """Build a convolution with the operator's stride, padding and bias; weight [out, in / groups, h, w]."""
@@ -188,23 +182,22 @@ class _Reader:
     def _relu(self, op: Any, inputs: list[int], output: int) -> nn.Module:
         return nn.ReLU()
 
-    def _add(self, op: Any, inputs: list[int], output: int) -> nn.Module:
+    def _add(self, op: Any, inputs: list[int], output: int) -> Layer:
         self.options(op, "AddOptions")
-        return _Apply(torch.add)
+        return torch.add
 
-    def _pad(self, op: Any, inputs: list[int], output: int) -> nn.Module:
+    def _pad(self, op: Any, inputs: list[int], output: int) -> Layer:
         (n0, n1), (h0, h1), (w0, w1), (c0, c1) = self.constant(inputs[1]).tolist()
         if n0 or n1:
             raise self.unsupported("a PAD of the batch")
-        return _Apply(lambda x: F.pad(x, (w0, w1, h0, h1, c0, c1)))
+        return partial(F.pad, pad=(w0, w1, h0, h1, c0, c1))
 
-    def _resize_bilinear(self, op: Any, inputs: list[int], output: int) -> nn.Module:
+    def _resize_bilinear(self, op: Any, inputs: list[int], output: int) -> Layer:
         options = self.options(op, "ResizeBilinearOptions")
         if options.AlignCorners() or not options.HalfPixelCenters():
             raise self.unsupported("a RESIZE_BILINEAR without half-pixel centres")
-        size = self.size(output)
-        return _Apply(lambda x: F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+        return partial(F.interpolate, size=self.size(output), mode="bilinear", align_corners=False)
 
-    def _reshape(self, op: Any, inputs: list[int], output: int) -> nn.Module:
+    def _reshape(self, op: Any, inputs: list[int], output: int) -> Layer:
         shape = self.shape(output)[1:]
-        return _Apply(lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], *shape))
+        return lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], *shape)

@@ -27,7 +27,8 @@ class ModelAttention:
     calls a layer that treats every token independently.
 
     region: keys with another weight, in the attentions named `attn1`, as diffusers and the checkpoints call those
-    among the pixels of a frame. The numbers of slices are read at every call, so they may change during a run.
+    among the pixels of a frame. The numbers of slices are read by `applied`, so they may change during a run. How
+    an attention is computed is decided once for inputs of one kind: shapes, dtype and device.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class ModelAttention:
         self._attention_slices, self._feed_forward_slices = attention_slices, feed_forward_slices
         self._no_flex: str | None = None  # reason why FlexAttention is no longer tried
         self._weighted_by: set[str] = set()  # "flex" and "twin", as far as they ran
-        self._backends: dict[tuple[Any, ...], str] = {}  # PyTorch's backend by kind of input
+        self._backends: set[str] = set()  # PyTorch's, as far as they ran
+        self._chosen: dict[tuple[Any, ...], Callable[..., Tensor]] = {}  # by kind of input
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -53,16 +55,29 @@ class ModelAttention:
         Raises RuntimeError if another ModelAttention is applied to the model, because both would slice and weight.
         """
         replaced: list[tuple[nn.Module, str, Any, _Replacement]] = []
+        attention_slices, feed_forward_slices = self._attention_slices(), self._feed_forward_slices()
+        in_slices = partial(map_tokens_in_slices, slices=feed_forward_slices)
         for name, module in model.named_modules():
-            attend = partial(self._attend, name.rpartition(".")[2] == "attn1")
-            for attribute, replacement in (("attend", attend), ("map_tokens", self._map_tokens)):
+            weighted = self.region is not None and name.rpartition(".")[2] == "attn1"
+            for attribute in ("attend", "map_tokens"):
                 original = module.__dict__.get(attribute)
                 if isinstance(original, _Replacement):
                     raise RuntimeError(
                         "Another run is using this model; wait until it ends, or load the model again."
                     )
-                if original is not None:
-                    replaced.append((module, attribute, original, _Replacement(replacement, original)))
+                if original is None:
+                    continue
+                if attribute == "attend":
+                    replaced.append(
+                        (
+                            module,
+                            attribute,
+                            original,
+                            _Replacement(self._attend, original, weighted, attention_slices),
+                        )
+                    )
+                elif feed_forward_slices > 1:
+                    replaced.append((module, attribute, original, _Replacement(in_slices)))
         try:
             for module, attribute, _, replacement in replaced:
                 setattr(module, attribute, replacement)
@@ -85,38 +100,37 @@ class ModelAttention:
             "asked": self.mode.value,
             "ran": ", ".join(sorted(self._weighted_by)) or plain.value,
             "weight": 1.0 if self.region is None else self.region.weight,
-            "backends": sorted(set(self._backends.values())),
+            "backends": sorted(self._backends),
             "no_flex": self._no_flex,
         }
 
-    def _map_tokens(self, original: Any, layer: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        return map_tokens_in_slices(partial(original, layer), hidden, self._feed_forward_slices())
+    def _attend(
+        self, original: Attend, weighted: bool, slices: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        kind = (original, weighted, slices, query.shape, key.shape, query.dtype, query.device)
+        attend = self._chosen.get(kind)
+        if attend is None:
+            attend = self._chosen[kind] = self._choose(original, weighted, slices, query, key, value)
+        return attend(query, key, value)
 
-    def _attend(self, spatial: bool, original: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _choose(
+        self, original: Attend, weighted: bool, slices: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Callable[..., Tensor]:
+        """Return the shortest function that computes this attention for all inputs of this kind."""
         unfused, standard = stores_scores(query, key, value), self.mode is AttentionMode.STANDARD
-        slices = max(self._attention_slices(), least_slices(query, key, unfused or standard))
-        attend: Callable[..., Tensor] = partial(self._attend_plain, original, unfused)
-        if spatial and self.region is not None:
+        attend: Callable[..., Tensor] = partial(self._attend_recorded, original) if weighted else original
+        if standard:
+            attend = partial(attend_by_math, attend)
+        if unfused:
+            attend = partial(attend_contiguous, attend)
+        if weighted and self.region is not None:
             log_weights = self.region.log_weights(key.shape[-2], key.device)
             attend = partial(self._attend_weighted, attend, log_weights)
-        return attend_in_slices(attend, query, key, value, slices)
-
-    def _attend_plain(
-        self,
-        original: Attend,
-        unfused: bool,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float | None = None,
-    ) -> Tensor:
-        if unfused:  # Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133)
-            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        standard = self.mode is AttentionMode.STANDARD
-        with sdpa_kernel(SDPBackend.MATH) if standard else nullcontext():
-            self._record_backend(query, key, value)
-            return original(query, key, value) if scale is None else original(query, key, value, scale=scale)
+        else:
+            with sdpa_kernel(SDPBackend.MATH) if standard else nullcontext():
+                self._record_backend(query, key, value)
+        slices = max(slices, least_slices(query, key, unfused or standard))
+        return attend if slices <= 1 else partial(attend_in_slices, attend, slices=slices)
 
     def _attend_weighted(
         self, plain: Attend, log_weights: Tensor, query: Tensor, key: Tensor, value: Tensor
@@ -144,14 +158,31 @@ class ModelAttention:
         )
         return None
 
+    def _attend_recorded(
+        self, original: Attend, query: Tensor, key: Tensor, value: Tensor, *, scale: float
+    ) -> Tensor:
+        self._record_backend(query, key, value)
+        return original(query, key, value, scale=scale)
+
     def _record_backend(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        kind = (query.shape[-2:], key.shape[-2], query.dtype, query.device)
-        real = type(query) is Tensor and query.device.type in {"cpu", "cuda"}
-        if real and kind not in self._backends:
+        if type(query) is Tensor and query.device.type in {"cpu", "cuda"}:
             backend = chosen_backend(query, key, value)
-            if backend is not None:
-                self._backends[kind] = backend.name.lower()
+            self._backends |= set() if backend is None else {backend.name.lower()}
+
+
+def attend_by_math(attend: Attend, query: Tensor, key: Tensor, value: Tensor, **scale: float) -> Tensor:
+    """Call `attend` with PyTorch's math backend."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return attend(query, key, value, **scale)
+
+
+def attend_contiguous(attend: Attend, query: Tensor, key: Tensor, value: Tensor, **scale: float) -> Tensor:
+    """Call `attend` with contiguous tensors.
+
+    Metal's kernels of torch 2.8 and later misread views (pytorch issues 163597 and 181133).
+    """
+    return attend(query.contiguous(), key.contiguous(), value.contiguous(), **scale)
 
 
 class _Replacement(partial[Any]):
-    """Callable that a `ModelAttention` puts into a module; its last bound argument is the original."""
+    """Callable that a `ModelAttention` puts into a module."""

@@ -6,7 +6,7 @@ The results are the same, in less memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,8 +36,12 @@ def attend_in_slices(
         return attend(query, key, value)
     # Heads next to their channels: the order in which the layer after an attention reads them.
     mixed = query.new_empty(batch, n, heads, value.shape[-1]).transpose(1, 2)
-    for part in _slices(batch, heads, slices):
-        mixed[part].copy_(attend(query[part], key[part], value[part]))
+    # Slices of whole items while the batch has at least `slices`, else of heads within one item.
+    items, heads_at_once = max(1, batch // slices), max(1, heads // -(-slices // batch))
+    for i in range(0, batch, items):
+        for j in range(0, heads, heads_at_once):
+            part = slice(i, i + items), slice(j, j + heads_at_once)
+            mixed[part].copy_(attend(query[part], key[part], value[part]))
     return mixed
 
 
@@ -54,15 +58,6 @@ def map_tokens_in_slices(layer: Callable[[Tensor], Tensor], hidden: Tensor, slic
     for start in range(size, len(tokens), size):
         output[start : start + size].copy_(layer(tokens[start : start + size]))
     return output.unflatten(0, hidden.shape[:-1])
-
-
-def _slices(batch: int, heads: int, count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of whole items while the batch has at least `count`, else of heads within one item."""
-    items = max(1, batch // count)
-    heads_per_item = max(1, heads // -(-count // batch))
-    for first_item in range(0, batch, items):
-        for first_head in range(0, heads, heads_per_item):
-            yield slice(first_item, first_item + items), slice(first_head, first_head + heads_per_item)
 
 
 def stores_scores(query: Tensor, key: Tensor, value: Tensor) -> bool:

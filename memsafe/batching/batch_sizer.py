@@ -13,7 +13,7 @@ from ..device.probe import GIB, DeviceInfo
 from ..plan.memory_model import ModelShape, VideoShape, detector_bytes
 from ..plan.memory_plan import MemoryPlan
 from ..plan.plan_for import MAX_WINDOWS
-from ..plan.task import Task, as_task
+from ..plan.task import Task
 from .history import History, Table, Tables
 
 MARGIN = Fraction(5, 4)  # over the analytic model: convolution workspaces, the allocator's rounding
@@ -35,6 +35,9 @@ _LARGEST = {
 class _Sizes:
     """Knowledge about one task. Tables map a batch to bytes."""
 
+    start: int | None = None  # of the plan; None: the caller decides
+    estimate: int | None = None  # bytes of one item by the analytic model; None: unknown
+    reserve: int = 0  # bytes of its memory that stay free
     peaks: Table = field(default_factory=dict)  # measured above what was allocated before the batch
     failures: Table = field(default_factory=dict)  # free when the batch failed
     planned: int = 1  # as asked for last
@@ -78,13 +81,14 @@ class BatchSizer:
         growth: Callable[[], int] | None = None,
         patience: int = PATIENCE,
     ) -> None:
-        self._info, self._plan, self._shape, self._video = info, plan, shape, video
+        self._info, self._shape, self._video = info, shape, video
         self._kernels, self._growth, self._patience = kernels, growth, patience
         self._free = free if free is not None else FreeMemory(info)
         self._history = History(history) if history is not None else None
         self._lock = threading.Lock()
         self._changed = False
-        self._tasks: dict[Task, _Sizes] = {}
+        self._tasks = {task: _Sizes() for task in Task}
+        self._use(plan)
         self._load()
 
     @property
@@ -108,13 +112,11 @@ class BatchSizer:
         incoming: bytes, such as weights, that come to the device together with the batch. Raises ValueError
         for an unknown task.
         """
-        task = as_task(task)
-        planned = self._estimate(task, incoming)
-        if most is not None:
-            planned = most if planned is None else min(planned, most)
+        task = Task(task)
+        sizes = self._tasks[task]
+        planned = most or 1 if sizes.start is None else self._estimate(task, sizes, sizes.start, incoming)
         with self._lock:
-            sizes = self._sizes(task)
-            sizes.planned = max(planned or 1, 1)
+            sizes.planned = max(planned if most is None else min(planned, most), 1)
             return sizes.now
 
     def succeeded(
@@ -128,12 +130,13 @@ class BatchSizer:
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected at least 1.")
         with self._lock:
-            sizes = self._sizes(as_task(task))
+            sizes = self._tasks[Task(task)]
             if peak is not None and peak > 0:
                 self._record_peak(sizes, batch, peak)
-            for failed in [failed for failed in sizes.failures if failed <= batch]:
-                del sizes.failures[failed]  # something else used the memory when it failed
-                self._changed = True
+            for failed in list(sizes.failures):
+                if failed <= batch:
+                    del sizes.failures[failed]  # something else used the memory when it failed
+                    self._changed = True
             if sizes.limit is None or batch < sizes.now or sizes.now >= sizes.planned:
                 return
             sizes.successes += 1
@@ -149,11 +152,11 @@ class BatchSizer:
         """
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected at least 1.")
-        task = as_task(task)
+        task = Task(task)
         self._free.refresh()
         free = self._bytes_free(task) - incoming
         with self._lock:
-            sizes = self._sizes(task)
+            sizes = self._tasks[task]
             if batch > 1:
                 sizes.failures[batch] = max(free, 1)
                 if len(sizes.failures) > _MAX_POINTS:
@@ -177,7 +180,7 @@ class BatchSizer:
         self.save()
         with self._lock:
             before = self.key
-            self._plan = plan
+            self._use(plan)
             if self.key != before:
                 for sizes in self._tasks.values():
                     sizes.peaks, sizes.failures = {}, {}
@@ -198,7 +201,7 @@ class BatchSizer:
 
     def estimated_bytes(self, task: Task | str) -> int | None:
         """Return the bytes of one item by the analytic model; None without one."""
-        task, shape, plan = as_task(task), self._shape, self._plan
+        task, shape, plan = Task(task), self._shape, self._plan
         if task is Task.FRAMES:
             return self._video.frame_bytes
         if task is Task.FACE_PROCESSING:
@@ -215,37 +218,31 @@ class BatchSizer:
 
     def reserve(self, task: Task | str) -> int:
         """Return the bytes that stay free: of host memory for `frames`, of the device for all others."""
-        host = as_task(task) is Task.FRAMES
+        host = Task(task) is Task.FRAMES
         return round(self._plan.reserve * (self._info.ram_total if host else self._info.total_memory))
 
-    def _estimate(self, task: Task, incoming: int) -> int | None:
-        """Return the largest batch that should fit now; None for tasks whose size the caller decides."""
-        start = self._planned_size(task)
-        if start is None:
-            return None
-        free = self._bytes_free(task) - self.reserve(task) - incoming
-        count = self._fitting(task, free, start)
+    def _estimate(self, task: Task, sizes: _Sizes, start: int, incoming: int) -> int:
+        """Return the largest batch that should fit now; without measurements at most `start`."""
+        free = self._bytes_free(task) - sizes.reserve - incoming
+        count = self._fitting(task, sizes, free, start)
         if self._growth is None or count <= start or task is Task.FRAMES:
             return count
-        return max(min(count, self._fitting(task, self._growth() - incoming, start)), start)
+        return max(min(count, self._fitting(task, sizes, self._growth() - incoming, start)), start)
 
-    def _fitting(self, task: Task, free: int, start: int) -> int:
+    def _fitting(self, task: Task, sizes: _Sizes, free: int, start: int) -> int:
         """Return the most items that fit in `free` bytes; at least 1."""
-        estimate = self.estimated_bytes(task)
         with self._lock:
-            sizes = self._sizes(task)
-            self._recall_failure(sizes, free)
+            if sizes.failures and sizes.limit is None:
+                self._recall_failure(sizes, free)
             peaks = dict(sizes.peaks)
         if peaks:
-            return largest_fitting(peaks, free, _LARGEST[task], estimate)
-        if estimate is None:
+            return largest_fitting(peaks, free, _LARGEST[task], sizes.estimate)
+        if sizes.estimate is None:
             return start
-        return min(_clamp(free / (MARGIN * estimate), _LARGEST[task]), start)
+        return min(_clamp(free / (MARGIN * sizes.estimate), _LARGEST[task]), start)
 
     def _recall_failure(self, sizes: _Sizes, free: int) -> None:
         """Start below a batch that failed in an earlier run with as much memory free."""
-        if sizes.limit is not None:
-            return
         failed = min((batch for batch, then in sizes.failures.items() if then >= free), default=None)
         if failed is not None:
             worked = max((batch for batch, peak in sizes.peaks.items() if peak <= free), default=0)
@@ -262,23 +259,24 @@ class BatchSizer:
     def _bytes_free(self, task: Task) -> int:
         return self._free.ram() if task is Task.FRAMES else self._free.device()
 
-    def _planned_size(self, task: Task) -> int | None:
-        plan = self._plan
-        return {
+    def _use(self, plan: MemoryPlan) -> None:
+        """Set what depends on the plan alone."""
+        self._plan = plan
+        starts = {
             Task.FACE_PROCESSING: plan.face_batch,
             Task.VAE_ENCODE: plan.vae_batch,
             Task.VAE_DECODE: plan.vae_batch,
             Task.UNET_INFERENCE: plan.windows,
             Task.FRAMES: plan.frames_in_flight,
-        }.get(task)
-
-    def _sizes(self, task: Task) -> _Sizes:
-        return self._tasks.setdefault(task, _Sizes())
+        }
+        for task, sizes in self._tasks.items():
+            sizes.start, sizes.estimate = starts.get(task), self.estimated_bytes(task)
+            sizes.reserve = self.reserve(task)
 
     def _load(self) -> None:
         tables = self._history.load(self.key) if self._history is not None else {}
         for task in _LARGEST if tables else ():
-            name, sizes = self._table_name(task), self._sizes(task)
+            name, sizes = self._table_name(task), self._tasks[task]
             sizes.peaks = tables.get(f"{name} peaks", {})
             sizes.failures = tables.get(f"{name} failures", {})
         self._changed = False

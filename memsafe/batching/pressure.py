@@ -96,8 +96,7 @@ class _Action:
     name: str
     act: Callable[[], object]
     cost: float
-    at: Level
-    kind: MemoryKind | None
+    kind: MemoryKind
 
 
 class PressureMonitor:
@@ -127,32 +126,20 @@ class PressureMonitor:
         self._read_at: float | None = None
         self._warned = False
         self._lock = threading.Lock()
-
-    @property
-    def level(self) -> Level:
-        """Level of the scarcest memory at the last reading."""
-        return max(self._levels.values())
+        self.level = Level.NONE  # of the scarcest memory at the last reading
 
     @property
     def main_kind(self) -> MemoryKind:
         """Memory in which the networks compute."""
         return MemoryKind.HOST if self._device is None else MemoryKind.DEVICE
 
-    def add(
-        self,
-        name: str,
-        act: Callable[[], object],
-        *,
-        cost: float,
-        at: Level = Level.HIGH,
-        kind: MemoryKind | None = None,
-    ) -> None:
-        """Register an action for level `at` or worse.
+    def add(self, name: str, act: Callable[[], object], *, cost: float, kind: MemoryKind) -> None:
+        """Register an action for level `high` or worse of the memory `kind`, which it frees.
 
         act: returns a true value if it freed something, so that memory is read again. cost: cheaper actions come
-        first. kind: the memory it frees; None: either.
+        first.
         """
-        self._actions = sorted([*self._actions, _Action(name, act, cost, at, kind)], key=lambda a: a.cost)
+        self._actions = sorted([*self._actions, _Action(name, act, cost, kind)], key=lambda a: a.cost)
 
     def read(self) -> Reading:
         """Read memory now, without taking actions."""
@@ -161,26 +148,26 @@ class PressureMonitor:
         spilled = 0 if self._spilled is None else self._spilled()
         return Reading(host_free, host_total, device_free, device_total, spilled)
 
+    def is_due(self) -> bool:
+        """Return True if memory was last read longer ago than the interval, or never."""
+        return self._read_at is None or self._clock() - self._read_at >= self._interval
+
     def check(self) -> Level:
         """Read memory, unless that was done just now, take actions, and return the level after them."""
         if not self._lock.acquire(blocking=False):
             return self.level  # another thread is checking
         try:
-            if self._read_at is not None and self._clock() - self._read_at < self._interval:
+            if not self.is_due():
                 return self.level
             self._update_levels()
             for action in self._actions:
-                if self._is_due(action) and action.act():
+                if self._levels[action.kind] >= Level.HIGH and action.act():
                     logger.info("Memory is scarce (%s): %s.", self.level.name.lower(), action.name)
                     self._update_levels()
             self._read_at = self._clock()
             return self.level
         finally:
             self._lock.release()
-
-    def _is_due(self, action: _Action) -> bool:
-        kinds = self._levels if action.kind is None else [action.kind]
-        return any(self._levels[kind] >= action.at for kind in kinds)
 
     def _update_levels(self) -> None:
         reading = self.read()
@@ -197,6 +184,7 @@ class PressureMonitor:
                     "slower; close other programs that use the GPU, or choose a lower memory mode.",
                     reading.spilled / GIB,
                 )
+        self.level = max(self._levels.values())
 
 
 def monitor_for(info: DeviceInfo, plan: MemoryPlan, free: FreeMemory) -> PressureMonitor:

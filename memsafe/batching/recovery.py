@@ -84,14 +84,12 @@ class Recovery:
         self._free, self._apply = free, apply
         self._pressure, self._advice = pressure, advice
         self._taken: list[str] = []
+        self.steps_taken = 0  # steps down since the run began
         self._lock = threading.RLock()
+        # Tells that batch sizes should be asked for again: a few times a second, as memory is read.
+        self.sizes_are_due: Callable[[], bool] = (lambda: True) if pressure is None else pressure.is_due
         if pressure is not None:
             pressure.add("smaller batches", sizer.halve, cost=1, kind=pressure.main_kind)
-
-    @property
-    def steps_taken(self) -> int:
-        """Number of steps down since the run began."""
-        return len(self._taken)
 
     def report(self) -> list[dict[str, Any]]:
         """Return the retries as plain values, in the order of their first times."""
@@ -158,6 +156,7 @@ class Recovery:
             logger.warning("Memory ran out while the plan was changed so that %s.", step.effect)
             self._clean()
         self._taken.append(step.name)
+        self.steps_taken += 1
         self._note(Retry(task.stage, step.name, failure.text, step.changes_output))
         logger.warning(
             "Memory ran out in %s; from now on %s%s.",

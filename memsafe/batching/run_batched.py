@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ R = TypeVar("R")
 
 
 class CallContext:
-    """Surroundings of a call: modules on the device and measurement. This one does nothing."""
+    """Surroundings of a call: modules on the device and measurement. This one only calls."""
 
     peak: int | None = None  # bytes the last batch needed above what was allocated before; None: not measured
 
@@ -25,9 +24,9 @@ class CallContext:
         """Return the bytes that the next call would bring to the device."""
         return 0
 
-    def inside(self) -> AbstractContextManager[None]:
-        """Enter before every call."""
-        return nullcontext()
+    def call(self, fn: Callable[[list[T]], Iterable[R]], batch: list[T]) -> deque[R]:
+        """Return the results of `fn` on a batch."""
+        return deque(fn(batch))
 
 
 def run_batched(
@@ -36,31 +35,29 @@ def run_batched(
     *,
     task: Task,
     recovery: Recovery,
-    most: int | Callable[[], int],
+    most: int,
     context: CallContext = CallContext(),  # noqa: B008 - stateless
-) -> Generator[R, None, None]:
-    """Yield a result for every item, in order, computed by `fn` on lists of at most `most` items.
+) -> Generator[deque[R], None, None]:
+    """Yield the results of each batch, in order; `fn` gets at most `most` items and returns one result for each.
 
     When memory runs out in `fn`, what the failed call held is freed and its items, no others, are computed
     again in a smaller way (see `Recovery.failed`). So `fn` must be repeatable, and everything that may run out
-    of memory, moving weights included, must happen in it or in the context of `context`.
+    of memory, moving weights included, must happen in it or in `context.call`.
 
     An item is taken from `items` once, and only when its batch is due. Closing the generator closes `items` if
     that is a generator. Every other exception passes through. Raises OutOfMemory when nothing is left to try,
     ValueError if `fn` does not return one result per item.
     """
     source = iter(items)
-    waiting: deque[T] = deque()  # taken from the source and not computed yet
+    waiting = deque(islice(source, 1))  # taken from the source and not computed yet
     again = freed = False  # the first waiting item has failed before; has been repeated after freeing memory
+    count = 0  # items per batch; 0: to be decided
     try:
-        while True:
-            limit = most() if callable(most) else most
-            incoming = context.incoming()
-            count = recovery.batch_size(task, limit, incoming)
+        while waiting:
+            if not count or recovery.sizes_are_due():
+                count = recovery.batch_size(task, most, context.incoming())
             waiting.extend(islice(source, max(count - len(waiting), 0)))
             batch = list(islice(waiting, count))
-            if not batch:
-                return
             seen, size = recovery.steps_taken, len(batch)
             results, failure = attempt(fn, batch, context)
             del batch
@@ -70,14 +67,14 @@ def run_batched(
                 freed = recovery.failed(
                     task, size, failure, again=again, freed=freed, seen=seen, incoming=incoming
                 )
-                again = True
+                again, count = True, 0
                 continue
             again = freed = False
             recovery.succeeded(task, size, context.peak)
             for _ in range(size):
                 waiting.popleft()
-            while results:
-                yield results.popleft()
+            yield results
+            waiting.extend(islice(source, 0 if waiting else 1))
     finally:
         if hasattr(source, "close"):
             source.close()
@@ -89,8 +86,7 @@ def attempt(
     """Return the results, or the failure. By then the error is gone, and with it the tensors it pinned."""
     failure = None
     try:
-        with context.inside():
-            results = deque(fn(list(batch)))
+        results = context.call(fn, list(batch))
     except Exception as error:
         if not is_oom(error):
             raise

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Task(str, Enum):
-    """One kind of guarded call; the comment names its items."""
+    """One kind of guarded call; the comment names its items. Raises ValueError for another name."""
 
     FACE_PROCESSING = "face_processing"  # frames searched for faces
     ALIGN = "align"  # faces warped to the crop
@@ -16,6 +16,11 @@ class Task(str, Enum):
     VAE_DECODE = "vae_decode"  # faces
     PASTE = "paste"  # faces warped back into their frames
     FRAMES = "frames"  # frames waiting in host memory
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        known = ", ".join(known.value for known in cls)
+        raise ValueError(f"task is {str(value)!r}; expected one of {known}.")
 
     @property
     def stage(self) -> str:
@@ -33,12 +38,3 @@ _STAGES = {
 
 NETWORK_TASKS = (Task.AUDIO_ENCODE, Task.VAE_ENCODE, Task.UNET_INFERENCE, Task.VAE_DECODE)
 VAE_TASKS = (Task.VAE_ENCODE, Task.VAE_DECODE)
-
-
-def as_task(task: Task | str) -> Task:
-    """Return the task with this name; raises ValueError for an unknown one."""
-    try:
-        return Task(task)
-    except ValueError:
-        known = ", ".join(known.value for known in Task)
-        raise ValueError(f"task is {str(task)!r}; expected one of {known}.") from None

@@ -20,7 +20,10 @@ _LARGEST = 127  # of a symmetric int8
 
 def weight_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype of the module's first floating-point weight, in which it computes; float32 without one."""
-    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
+    for weight in module.parameters():
+        if weight.is_floating_point():
+            return weight.dtype
+    return torch.float32
 
 
 def weight_bytes(module: nn.Module, dtype: torch.dtype | None = None) -> int:
@@ -44,9 +47,6 @@ def autocast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
     return torch.autocast(device.type, dtype, cache_enabled=False)
 
 
-@contextmanager
-def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Convert the weights of `module` to float32 on `device` inside the context, and restore them afterwards.
 @contextmanager
 def fp16_accumulation(card: str) -> Iterator[None]:
     """Let GeForce cards add up products of float16 in float16 inside the context; `card`: the name of the GPU.

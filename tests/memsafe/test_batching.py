@@ -57,7 +57,9 @@ PLAN = replace(
 
 def run_batches(items, call, size, *, stage, recovery):
     task = TASKS.get(stage, Task.PASTE if stage.endswith("0") else Task.ALIGN)
-    return run_batched(call, items, task=task, recovery=recovery, most=size)
+    for results in run_batched(call, items, task=task, recovery=recovery, most=size):
+        while results:
+            yield results.popleft()
 
 
 def sizer(patience: int) -> BatchSizer:
@@ -186,14 +188,14 @@ def test_a_device_whose_memory_comes_and_goes(
     faults = Faults()
     following = itertools.cycle(capacities)
 
-    def planned() -> int:
+    def call(batch: list[int]) -> list[int]:
         faults.capacity = next(following)
-        return size
+        return stage(batch)
 
     items = list(range(count))
     stage = Recorder(faults)
     recovery = patient(patience=patience)
-    results = list(run_batches(items, stage, planned, stage="stage", recovery=recovery))
+    results = list(run_batches(items, call, size, stage="stage", recovery=recovery))
     assert results == [2 * item for item in items]
     assert list(itertools.chain.from_iterable(stage.finished)) == items
     assert max(stage.sizes) <= size
@@ -604,10 +606,15 @@ def test_the_last_short_batch_says_nothing_about_larger_ones() -> None:
 
 
 def test_the_plan_may_change_under_way_and_is_a_bound() -> None:
-    plans = itertools.chain([4, 2, 1, 3], itertools.repeat(0))
-    recovery = patient()
-    stage = Recorder(Faults())
-    assert list(run_batches(range(11), stage, lambda: next(plans), stage="stage", recovery=recovery))
+    recovery, stage, plans = patient(), Recorder(Faults()), iter([4, 2, 1, 3, 9, 9])
+
+    def call(batch: list[int]) -> list[int]:
+        results = stage(batch)
+        recovery.sizer.change_plan(replace(PLAN, vae_batch=next(plans)))
+        return results
+
+    recovery.sizer.change_plan(replace(PLAN, vae_batch=next(plans)))
+    assert list(run_batches(range(11), call, 64, stage="decode", recovery=recovery))
     assert stage.sizes == [4, 2, 1, 3, 1]
 
 

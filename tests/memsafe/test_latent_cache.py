@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from latentsync_memsafe.memsafe.batching.pressure import PressureMonitor, Thresholds
+from latentsync_memsafe.memsafe.batching.pressure import MemoryKind, PressureMonitor, Thresholds
 from latentsync_memsafe.memsafe.device.probe import GIB, probe
 from latentsync_memsafe.memsafe.storage import latent_cache
 from latentsync_memsafe.memsafe.storage.latent_cache import (
@@ -258,7 +258,7 @@ def test_memory_pressure_clears_the_cache_once() -> None:
     cache.put(b"1", torch.zeros(10))
     watch = PressureMonitor(lambda: (1, 100), thresholds=Thresholds(), interval=0)
     acts = []
-    watch.add("drop caches", lambda: acts.append(cache.clear()) or acts[-1], cost=2)
+    watch.add("drop caches", lambda: acts.append(cache.clear()) or acts[-1], cost=2, kind=MemoryKind.HOST)
     watch.check()
     watch.check()
     assert acts == [True, False] and cache.nbytes == len(cache) == 0

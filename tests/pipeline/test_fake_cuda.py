@@ -66,7 +66,7 @@ def test_a_window_from_frames_to_frames(dtype: torch.dtype, parity: bool, passes
         for face in faces:
             assert face is None or (face.pixels.device == DEVICE and face.pixels.dtype == torch.float32)
         for i in (0, 16):  # with a face and without
-            finished = generator.paste(located[i], faces[i])
+            [finished] = generator.paste([located[i]], [faces[i]])
             assert finished.shape == (160, 144, 3) and finished.dtype == np.uint8
     assert {"align", "encode", "denoise", "decode", "paste"} <= set(runtime.seconds)
 
@@ -101,8 +101,7 @@ def test_nothing_is_asked_of_the_gpu_outside_of_guarded_calls(gigabytes: int) ->
         with patch.object(runtime, "run_batched", watched), patch.object(memory, "_count", counted):
             generator = FaceGenerator(bundle, runtime, SyncOptions(steps=2, resolution=64), template)
             frames, audio = window(template, 32, bundle.config.unet["cross_attention_dim"])
-            for located, face in zip(frames, generator.generate(frames, audio), strict=True):
-                generator.paste(located, face)
+            generator.paste(frames, generator.generate(frames, audio))
         assert outside == [] and memory.peak > 0
 
 

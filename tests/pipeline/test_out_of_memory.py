@@ -28,17 +28,17 @@ pytestmark = pytest.mark.slow
 
 FRAMES = 80  # five windows
 OPTIONS = SyncOptions(steps=1, resolution=64, length="video")
-SIZES = {"detect": 16, "encode": 8, "denoise": 2, "decode": 8, "paste": 1, "audio": 1}
+SIZES = {"detect": 16, "encode": 8, "denoise": 2, "decode": 8, "paste": 16, "audio": 1}
 # How the items of a stage come: in groups of two windows, but as they are read for the detector.
 GROUPS = {
     "detect": [16] * 5,
     "encode": [32, 32, 16],
     "denoise": [2, 2, 1],
     "decode": [32, 32, 16],
-    "paste": [1] * FRAMES,
+    "paste": [16] * 5,
     "audio": [1],
 }
-CALLS = {"encode": 2}  # of the network in one batch, where it is not one
+CALLS = {"encode": 2, "paste": 16}  # in one batch, where it is not one
 
 
 class Run:
