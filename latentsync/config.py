@@ -78,6 +78,14 @@ class Compile(str, Enum):
     OFF = "off"
 
 
+class Deinterlace(str, Enum):
+    """Treatment of video whose frames hold two fields, one for every second row."""
+
+    AUTO = "auto"  # one frame from each frame that is flagged as interlaced
+    OFF = "off"  # the rows stay as they are
+    DOUBLE = "double"  # one frame from each field, at twice the frame rate
+
+
 class Encoder(str, Enum):
     """Video encoder of the output."""
 
@@ -145,6 +153,7 @@ class SyncOptions:
     guidance_interval: tuple[float, float] | None = None  # shares of the steps, 0 .. 1: guided between them
     compile: Compile = Compile.AUTO
     encoder: Encoder = Encoder.AUTO
+    deinterlace: Deinterlace = Deinterlace.AUTO
 
     def __post_init__(self) -> None:
         self._set("length", _choice(Length, self.length, "length"))
@@ -154,6 +163,7 @@ class SyncOptions:
         self._set("optimization_level", level)
         self._set("compile", _choice(Compile, self.compile, "compile"))
         self._set("encoder", _choice(Encoder, self.encoder, "encoder"))
+        self._set("deinterlace", _choice(Deinterlace, self.deinterlace, "deinterlace"))
         if self.solver is not None:
             self._set("solver", _choice(Solver, self.solver, "solver"))
         self._check_integer("cache_interval", 1, 10, "an integer from 1 (off) to 10")

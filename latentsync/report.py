@@ -48,11 +48,15 @@ class Report:
     peak_ram: int = 0  # bytes, of the process
     peak_vram: int | None = None  # bytes, of torch; None without a GPU
 
+    # Changes of the video's picture before the faces: "deinterlaced", "letterboxed"; empty: none.
+    picture: Mapping[str, Any] = field(default_factory=dict)
+
     def begin(self, model: str, runtime: Runtime, source: FrameSource) -> None:
         """Set model, device, plan and frame size; called when the runtime has planned the run."""
         self.model, self.device = model, runtime.info.describe()
         self.tier, self.plan = runtime.plan.tier.value, runtime.plan.as_dict()
         self.width, self.height, self.fps = source.width, source.height, str(source.fps)
+        self.picture = getattr(source, "changes", {})  # grows while frames are read
 
     def add_frame(self, has_face: bool) -> None:
         """Count one more output frame."""

@@ -101,7 +101,8 @@ def _open_source(source: Source, options: SyncOptions) -> AbstractContextManager
         return ArraySource(source, options.fps or ARRAY_FPS)
     if isinstance(source, (str, Path)):
         # The published code converts every file to the frame rate by which it indexes the audio.
-        return open_video(source, options.fps or (ARRAY_FPS if options.parity else None))
+        fps = options.fps or (ARRAY_FPS if options.parity else None)
+        return open_video(source, fps, deinterlace=options.deinterlace)
     if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
         raise InputError(
             f"The video is a {type(source).__name__}; expected a file path, a numpy array uint8 [n, h, w, 3] RGB "

@@ -55,6 +55,7 @@ COMMANDS = {
         ),
         *("--seed", "--steps", "--video", "--optimization-level", "--solver", "--cache-interval"),
         *("--guidance-interval", "--compile", "--encoder", "--allow-vae-tiling", "--allow-int8"),
+        "--deinterlace",
     }
     | DEVICE_OPTIONS
     | NETWORK_OPTIONS,
@@ -97,6 +98,7 @@ REPORT = [
     *("audio_duration", "without_face", "attention", "face_calls", "latents", "resumed"),
     *("retries", "seconds"),
     *("total_seconds", "peak_ram", "peak_vram"),
+    "picture",
 ]
 PLAN = [
     *("tier", "device", "dtype", "face_batch", "vae_batch", "windows", "guidance_passes", "decode_ahead"),
@@ -116,6 +118,7 @@ OPTIONS = [
     *("missing_face", "crf", "reuse_latents", "allow_frame_windows", "allow_lower_resolution", "allow_cpu"),
     *("allow_vae_tiling", "allow_int8", "parity", "optimization_level", "solver", "cache_interval"),
     *("guidance_interval", "compile", "encoder"),
+    "deinterlace",
 ]
 
 

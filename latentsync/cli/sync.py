@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..config import (
     FACE_DETECTORS,
     Compile,
+    Deinterlace,
     Encoder,
     Extend,
     Length,
@@ -105,6 +106,12 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         choices=values_of(Encoder),
         default=defaults.encoder.value,
         help="H.264 encoder; auto: the GPU's where it works, else x264 (default: %(default)s)",
+    )
+    add(
+        "--deinterlace",
+        choices=values_of(Deinterlace),
+        default=defaults.deinterlace.value,
+        help="interlaced video; double: one frame per field, at twice the frame rate (default: %(default)s)",
     )
     add(
         "--reuse-latents",

@@ -56,6 +56,7 @@ def decode_frames(
     Raises MemoryError if the machine lacks memory or threads.
     """
     packets: Iterator[Any] = container.demux(stream)
+    is_avi = container.format.name == "avi"  # stores no presentation times, only the order of decoding
     while True:
         try:
             packet = next(packets)
@@ -71,7 +72,10 @@ def decode_frames(
             raise_shortage(error)
             on_damage(system_reason(error))
             continue
-        yield from frames
+        for frame in frames:
+            if is_avi:
+                frame.pts = frame.dts
+            yield frame
 
 
 def _disposition(stream: av.VideoStream) -> int:

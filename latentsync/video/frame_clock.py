@@ -43,9 +43,8 @@ class Clock:
     damaged), gets the tick after the previous frame's, and later timestamps count from there.
     """
 
-    def __init__(self, origin: int, time_base: Fraction, fps: Fraction, stamp: str = "pts") -> None:
+    def __init__(self, origin: int, time_base: Fraction, fps: Fraction) -> None:
         self._origin = origin
-        self._stamp = stamp  # attribute of the frames that holds their time
         self._scale = time_base * fps
         self._longest = _STILL_SECONDS / time_base
         self._last_pts: int | None = None
@@ -53,7 +52,7 @@ class Clock:
 
     def tick(self, frame: av.VideoFrame) -> int:
         """Return the tick of the next frame in display order."""
-        pts = getattr(frame, self._stamp)
+        pts = frame.pts
         follows = pts is not None and (self._last_pts is None or 0 <= pts - self._last_pts <= self._longest)
         if not follows:
             self._tick += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -65,6 +65,9 @@ class ClosingSource:
     color = ColorTags()
     pixel_aspect = Fraction(1)
     seekable = True
+    changes: Mapping[
+        str, str
+    ] = {}  # of the picture as it was stored, as far as it was read; see Report.picture
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         raise NotImplementedError
@@ -93,6 +96,7 @@ class DerivedSource(ClosingSource):
         self._source = source
         self.fps, self.width, self.height = source.fps, source.width, source.height
         self.color, self.pixel_aspect = source.color, source.pixel_aspect
+        self.changes = getattr(source, "changes", {})
 
 
 class ArraySource(ClosingSource):

@@ -7,35 +7,46 @@ import logging
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
 
+from ..config import Deinterlace
 from ..errors import VideoError
 from ..media_file import check_file, raise_shortage
 from ..media_streams import choice_text, describe_streams
 from .animated_webp import AnimatedWebP, is_animated_webp
-from .color import ToRGB, read_tags
+from .color import read_tags
 from .decode import decode_frames, open_video_stream
+from .deinterlace import deinterlace as deinterlaced
 from .frame_clock import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
 from .orientation import Orientation
 from .pipe import PipeReader, is_pipe
 from .source import ClosingSource
+from .upright import ToUpright
 
 log = logging.getLogger(__name__)
 
 # Containers with an index, in which a seek ends on a key frame at or before the requested time.
 _INDEXED = {"mov", "matroska"}
+# Containers that do not state the shape of a pixel; the frames do.
+_NO_ASPECT = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
 # Seconds before the requested time to search for a key frame, if the nearest one cannot be used.
 _STEPS_BACK = (0, 2, 10, 60)
 _WIDEST = Fraction(10)  # width of a pixel over its height, or the reverse; beyond, the header is wrong
+_SIZES = 64  # frame sizes of one stream whose pixels' shape is noted
 _SHORTFALL = Fraction(1, 2)  # seconds that may be missing at the end before a file is reported as incomplete
 
 
-def open_video(path: str | Path, fps: Fraction | None = None, stream: int | None = None) -> ClosingSource:
+def open_video(
+    path: str | Path,
+    fps: Fraction | None = None,
+    stream: int | None = None,
+    deinterlace: Deinterlace = Deinterlace.AUTO,
+) -> ClosingSource:
     """Open a video, an animation (GIF, APNG, WebP, AVIF), or any other image as one frame.
 
     `fps` sets the time grid; None keeps the file's nominal rate. `stream` is the number of the video stream, from 0;
@@ -44,12 +55,12 @@ def open_video(path: str | Path, fps: Fraction | None = None, stream: int | None
     """
     path = Path(path)
     if is_pipe(path):
-        return VideoPipe(path, fps, stream)
+        return VideoPipe(path, fps, stream, deinterlace)
     if is_animated_webp(check_file(path, "video", VideoError)):
         if stream:
             raise VideoError(f"is {stream}, but {path} has one stream.", options=("video_stream",))
         return AnimatedWebP(path, fps)
-    return VideoFile(path, fps, stream)
+    return VideoFile(path, fps, stream, deinterlace)
 
 
 class VideoFile(ClosingSource):
@@ -58,9 +69,16 @@ class VideoFile(ClosingSource):
     start: time stamp of the first frame, seconds; None: the file has none. has_audio: it has an audio stream.
     """
 
-    def __init__(self, path: Path, fps: Fraction | None = None, number: int | None = None) -> None:
-        self.path, self._number = path, number
+    def __init__(
+        self,
+        path: Path,
+        fps: Fraction | None = None,
+        number: int | None = None,
+        deinterlace: Deinterlace = Deinterlace.AUTO,
+    ) -> None:
+        self.path, self._number, self._deinterlace = path, number, deinterlace
         self._warned = False
+        self._aspects: dict[tuple[int, int], Fraction] = {}  # of a stored pixel, by frame size
         container, stream = open_video_stream(path, number=number)
         with container:
             first_two = list(islice(decode_frames(container, stream, self._on_damage), 2))
@@ -84,29 +102,32 @@ class VideoFile(ClosingSource):
         rate = nominal_rate(stream.guessed_rate, stream.average_rate, self._stated)
         if single and (rate not in STANDARD_RATES or not stream.average_rate):
             rate = STILL_RATE
-        self.fps = fps or rate
+        self.changes: dict[str, str] = {}
+        # Frames per stored frame, and steps of their clock per step of the stream's.
+        interlaced = any(frame.interlaced_frame for frame in first_two)
+        self._fields = 2 if interlaced and self._deinterlace is Deinterlace.DOUBLE else 1
+        self.fps = fps or rate * self._fields
         self._time_base: Fraction = stream.time_base
-        # AVI stores no presentation times, only the order of decoding.
-        is_avi = container.format.name == "avi"
-        self._stamp = "dts" if is_avi else "pts"
-        self._origin: int = getattr(first, self._stamp) or 0
-        self._indexed = container.format.name.split(",")[0] in _INDEXED and first.pts is not None
-        self.start = None if is_avi or first.pts is None else first.pts * first.time_base
+        self._origin: int = first.pts or 0
+        kind = container.format.name.split(",")[0]
+        self._indexed = kind in _INDEXED and first.pts is not None
+        has_times = kind != "avi" and first.pts is not None
+        self.start = first.pts * first.time_base if has_times else None
         self.has_audio = bool(container.streams.audio)
         self.streams = describe_streams(container.streams.video, stream)
         choice = choice_text(self.path, "video", self.streams) if self._number is None else None
         if choice:
             log.warning("%s", choice)
-        self._coded_size = (first.width, first.height)
-        self._orientation = Orientation.of(first)
         self.color = read_tags(first, stream)
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        if not 1 / _WIDEST <= aspect <= _WIDEST:
-            aspect = Fraction(1)
+        aspect = _plausible_aspect(stream.sample_aspect_ratio)
+        if kind in _NO_ASPECT:  # FFmpeg gives the last one that it met while it probed the stream
+            aspect = _plausible_aspect(stream.codec_context.sample_aspect_ratio)
+        size = (first.width, first.height)
+        self._aspects[size] = aspect
         self._photo = single and self._stated is None  # FFmpeg gives some of them a duration of one second
         self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
-        transposed = self._orientation.transpose
-        self.width, self.height = self._coded_size[::-1] if transposed else self._coded_size
+        transposed = Orientation.of(first).transpose
+        self.width, self.height = size[::-1] if transposed else size
         self.pixel_aspect = 1 / aspect if transposed else aspect
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
@@ -114,11 +135,15 @@ class VideoFile(ClosingSource):
 
         The caller may write into them. Closing the iterator frees the decoder.
         """
-        to_rgb = ToRGB(self.color, *self._coded_size)
+        size = (self.width, self.height)
+        to_upright = ToUpright(self.color, *size, self.pixel_aspect, self._aspects, self._on_change)
         with contextlib.ExitStack() as resources:
             index = start
-            for frame, times in hold(self._decode_from(start, resources), self._clock(), start):
-                image = self._orientation.apply(to_rgb(frame))
+            decoded = self._watched(self._decode_from(start, resources))
+            if self._deinterlace is not Deinterlace.OFF:
+                decoded = deinterlaced(decoded, self._fields == 2)
+            for frame, times in hold(decoded, self._clock(self._fields), start):
+                image = to_upright(frame)
                 times = min(times, 1) if self._photo else times
                 index += times
                 for _ in range(times - 1):
@@ -144,7 +169,7 @@ class VideoFile(ClosingSource):
                     return found
         container, stream = open_video_stream(self.path, number=self._number)
         resources.enter_context(container)
-        return decode_frames(container, stream, self._on_damage)
+        return self._decode(container, stream)
 
     def _seek(
         self, seconds: Fraction, start: int, resources: contextlib.ExitStack
@@ -157,18 +182,46 @@ class VideoFile(ClosingSource):
         except av.FFmpegError as error:
             raise_shortage(error)
             return None
-        frames = decode_frames(container, stream, self._on_damage)
-        for frame in frames:
-            # Frames displayed before the key frame may refer to frames before it, which were not decoded.
-            if frame.key_frame:
-                break
-        else:
-            return None
-        early = frame.pts is not None and self._clock().tick(frame) <= start
-        return chain([frame], frames) if early else None
+        frames = self._decode(container, stream)
+        # Frames displayed before the key frame may refer to frames before it, which were not decoded.
+        first = list(islice(dropwhile(lambda frame: not frame.key_frame, frames), 1))
+        if first and first[0].interlaced_frame and self._deinterlace is not Deinterlace.OFF:
+            first += islice(frames, 1)  # the first one is read for its neighbour only
+        early = bool(first) and first[-1].pts is not None and self._clock().tick(first[-1]) <= start
+        return chain(first, frames) if early else None
 
-    def _clock(self) -> Clock:
-        return Clock(self._origin, self._time_base, self.fps, self._stamp)
+    def _clock(self, fields: int = 1) -> Clock:
+        return Clock(self._origin * fields, self._time_base / fields, self.fps)
+
+    def _decode(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        """Yield decoded frames; notes the shape of the pixels in every frame size that comes."""
+        for frame in decode_frames(container, stream, self._on_damage):
+            size = (frame.width, frame.height)
+            if size not in self._aspects and len(self._aspects) < _SIZES:
+                self._aspects[size] = _plausible_aspect(stream.codec_context.sample_aspect_ratio)
+            yield frame
+
+    def _watched(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """Yield the frames; says once that some are interlaced."""
+        for frame in frames:
+            if frame.interlaced_frame and "deinterlaced" not in self.changes:
+                self._on_interlaced()
+            yield frame
+
+    def _on_interlaced(self) -> None:
+        done = {
+            Deinterlace.AUTO: "bwdif, one frame per frame",
+            Deinterlace.DOUBLE: "bwdif, one frame per field",
+            Deinterlace.OFF: "off",
+        }[self._deinterlace]
+        self.changes["deinterlaced"] = done
+        log.warning("%s is interlaced; deinterlacing: %s.", self.path, done)
+
+    def _on_change(self, width: int, height: int) -> None:
+        if "letterboxed" not in self.changes:
+            self.changes["letterboxed"] = f"{width}x{height}"
+            message = "%s changes to %dx%d in mid-stream; such frames are scaled into %dx%d, with bars if needed."
+            log.warning(message, self.path, width, height, self.width, self.height)
 
     def _on_damage(self, reason: str) -> None:
         if not self._warned:
@@ -181,9 +234,16 @@ class VideoPipe(VideoFile):
 
     seekable = False
 
-    def __init__(self, path: Path, fps: Fraction | None = None, number: int | None = None) -> None:
-        self.path, self._number = path, number
+    def __init__(
+        self,
+        path: Path,
+        fps: Fraction | None = None,
+        number: int | None = None,
+        deinterlace: Deinterlace = Deinterlace.AUTO,
+    ) -> None:
+        self.path, self._number, self._deinterlace = path, number, deinterlace
         self._warned = False
+        self._aspects: dict[tuple[int, int], Fraction] = {}  # of a stored pixel, by frame size
         self._used = False
         self._lock = threading.Lock()  # held while a frame is decoded, during which nothing may be closed
         # Damage is reported only once it is known that there is a video at all.
@@ -196,7 +256,7 @@ class VideoPipe(VideoFile):
             try:
                 container, stream = open_video_stream(path, self._reader, number)
                 resources.enter_context(container)
-                decoded = self._decode(decode_frames(container, stream, self._on_damage))
+                decoded = self._decode_locked(self._decode(container, stream))
                 first_two = list(islice(decoded, 2))
                 self._describe(container, stream, first_two, fps)
             except VideoError as error:
@@ -231,7 +291,7 @@ class VideoPipe(VideoFile):
         resources.push(self._resources)
         return self._decoded
 
-    def _decode(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def _decode_locked(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         while True:
             with self._lock:
                 self._reader.check()
@@ -248,6 +308,11 @@ class VideoPipe(VideoFile):
             self._early_damage.append(reason)
         else:
             super()._on_damage(reason)
+
+
+def _plausible_aspect(aspect: Fraction | None) -> Fraction:
+    """Return width over height of a pixel; 1 if nothing plausible is stated."""
+    return aspect if aspect and 1 / _WIDEST <= aspect <= _WIDEST else Fraction(1)
 
 
 def _stated_seconds(stream: av.VideoStream) -> Fraction | None:
