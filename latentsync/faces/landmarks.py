@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -61,24 +62,23 @@ class Crop:
     def around(cls, box: np.ndarray, eyes: np.ndarray) -> Crop:
         """Return the crop of 1.5 x a box [4] (x0, y0, x1, y1) with the eyes [2, 2] level."""
         corner, opposite = box[:2], box[2:]
-        return cls._square((corner + opposite) / 2, (opposite - corner).max(), eyes)
+        return cls._square((corner + opposite) / 2, (opposite - corner).max(), _rotation(eyes))
 
     @classmethod
     def around_points(cls, face: Landmarks) -> Crop:
         """Return the crop of 1.5 x the box of a face's points, measured along the line of its eyes."""
         points = face.points[:, :2].astype(np.float64) + 0.5
-        eyes = points[list(EYE_CORNERS)]
-        level = _rotation(eyes)
+        level = _rotation(points[list(EYE_CORNERS)])
         turned = points @ level
         corner, opposite = turned.min(0), turned.max(0)
-        return cls._square(level @ (corner + opposite) / 2, (opposite - corner).max(), eyes)
+        return cls._square(level @ (corner + opposite) / 2, (opposite - corner).max(), level)
 
     @classmethod
-    def _square(cls, centre: np.ndarray, size: float, eyes: np.ndarray) -> Crop:
-        linear = _rotation(eyes) * (max(float(size) * MARGIN, 1.0) / INPUT_SIZE)
+    def _square(cls, centre: np.ndarray, size: float, level: np.ndarray) -> Crop:
+        linear = level * (max(float(size) * MARGIN, 1.0) / INPUT_SIZE)
         return cls(np.column_stack([linear, centre - linear @ (INPUT_SIZE / 2, INPUT_SIZE / 2)]))
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Frame pixels per crop pixel."""
         return float(np.hypot(*self.matrix[:, 0]))

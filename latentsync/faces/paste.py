@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import CONFIG_DIR
-from .align import FILL, Template, invert, shifted, warp
+from .align import FILL, Template, shifted, warp
 
 # Pixels of the generated face per frame pixel, per axis, above which it is shrunk before pasting. At 3 an
 # unchanged face returns with the error of the published paste-back; a lower value blurs.
@@ -92,7 +92,7 @@ def paste(
     layers = torch.cat([(face.float().clamp(-1, 1) + 1) * 127.5, alpha.float()])
     # From region pixels directly to the face's square: one resampling instead of the published two. A face
     # that is small in its frame is first shrunk with a low-pass filter, against aliasing.
-    frame_width = math.sqrt(abs(np.linalg.det(invert(matrix)[:, :2]))) * template.crop_size[0]
+    frame_width = template.crop_size[0] / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     size = max(8, min(template.resolution, round(OVERSAMPLING * frame_width)))
     if size < template.resolution:
         layers = F.interpolate(layers[None], size=(size, size), mode="bilinear", antialias=True)[0]

@@ -201,7 +201,7 @@ class PathSmoother:
         shot = self._history[centre][1]
         first = max(0, centre - self.delay)
         near = list(self._history)[first : centre + self.delay + 1]
-        before = sum(other == shot for _, other in near[: centre - first])
+        before = [other for _, other in near[: centre - first]].count(shot)
         path = _fill_gaps([points for points, other in near if other == shot], self._bridge)
         return self._fit(path, before)
 
