@@ -24,12 +24,8 @@ E = TypeVar("E", bound=Enum)
 LARGEST_STEPS = 999
 # Options that allow a change of the result, or of the device, if memory runs out.
 FALLBACKS = ("allow_frame_windows", "allow_lower_resolution", "allow_cpu", "allow_vae_tiling", "allow_int8")
-_OPTIONAL = (
-    "resolution",
-    "face_index",
-    "reuse_latents",
-    "cache_interval",
-)  # fields of SyncOptions that may be None
+# Fields of SyncOptions that may be None.
+_OPTIONAL = ("resolution", "face_index", "reuse_latents", "cache_interval", "audio_stream", "video_stream")
 
 
 class Length(str, Enum):
@@ -153,6 +149,9 @@ class SyncOptions:
     guidance_interval: tuple[float, float] | None = None  # shares of the steps, 0 .. 1: guided between them
     compile: Compile = Compile.AUTO
     encoder: Encoder = Encoder.AUTO
+    # Numbers among the streams of the input file, from 0; None: the one flagged as default, else the first.
+    audio_stream: int | None = None
+    video_stream: int | None = None
     deinterlace: Deinterlace = Deinterlace.AUTO
 
     def __post_init__(self) -> None:
@@ -182,7 +181,8 @@ class SyncOptions:
         self._check_number("guidance", 1.0, 20.0, "a number from 1.0 to 20.0")
         self._check_integer("resolution", 64, 1024, "a multiple of 64 from 64 to 1024", multiple=64)
         self._check_integer("crf", 0, 51, "an integer from 0 to 51")
-        self._check_integer("face_index", 0, math.inf, "0 or a positive integer")
+        for name in ("face_index", "audio_stream", "video_stream"):
+            self._check_integer(name, 0, math.inf, "0 or a positive integer")
         self._check_number("reuse_latents", 0.0, 255.0, "a mean difference from 0 to 255")
         if self.face_at is not None:
             point = tuple(self.face_at)

@@ -19,6 +19,8 @@ from torch import Tensor
 from ..memsafe import Cancelled
 from ..memsafe.storage.frame_codec import FrameDataError, FrameEncoder, decode, is_delta
 from ..memsafe.storage.latent_cache import content_key, module_key
+from .audio.decode import FileAudio
+from .audio.source import ArrayAudio
 from .config import SyncOptions
 from .errors import FaceError, OutputError, system_reason
 from .faces.locate import LocatedFrame
@@ -49,8 +51,8 @@ def run_key(bundle: ModelBundle, options: SyncOptions, audio: Any, *state: objec
     """
     networks = [module_key(m) for m in (bundle.unet, bundle.vae, bundle.audio_encoder)]
     detector = type(bundle.detector).__qualname__
-    # The encoding of the output and the CPU as a last resort do not change the frames.
-    same = {name: getattr(SyncOptions, name) for name in ("crf", "encoder", "allow_cpu")}
+    # The encoding of the output and the CPU as a last resort do not change the frames; compilation changes rounding.
+    same = {name: getattr(SyncOptions, name) for name in ("crf", "encoder", "allow_cpu", "compile")}
     relevant = replace(options, **same)
     facts = (FORMAT, relevant, bundle.config, networks, detector, _audio_key(audio), state)
     return content_key(np.empty(0, np.uint8), facts)
@@ -318,6 +320,10 @@ def _fits(entry: _Entry, located: LocatedFrame) -> bool:
 
 
 def _audio_key(audio: Any) -> str | bytes:
+    if isinstance(audio, FileAudio):
+        return f"{sha256_of(audio.path)} {audio.number}"
+    if isinstance(audio, ArrayAudio):
+        audio = audio.samples, audio.rate
     if isinstance(audio, (str, Path)):
         return sha256_of(Path(audio))
     samples, rate = audio

@@ -110,7 +110,7 @@ class LipSyncPipeline:
             writer = VideoWriter.of(
                 output,
                 inputs.source,
-                audio=inputs.audio_media,
+                audio=inputs.audio,
                 end_audio_with_video=options.extend is Extend.CUT or options.length is Length.VIDEO,
                 encoding=h264(options.encoder, options.crf, inputs.source.width, inputs.source.height),
                 metadata=metadata,
@@ -179,7 +179,7 @@ class LipSyncPipeline:
             template = Template(resolution, 1 if options.parity else source.pixel_aspect)
             features = self._audio_features(inputs.audio, source, options)
             total = _frame_count(features, source, options)
-            report.audio_duration = float(features.duration)
+            report.describe_audio(inputs.audio, features.duration)
             detect = guarded_detection(self.bundle.detector, runtime)
             locator = FaceLocator(detect, template, options, runtime.plan.face_batch)
             generator = FaceGenerator(self.bundle, runtime, options, template, self._latents)
@@ -286,7 +286,7 @@ class LipSyncPipeline:
         source, runtime = inputs.source, self.runtime
         video = (source.fps, source.width, source.height, source.frame_estimate)
         numbers = (runtime.plan.dtype, runtime.key_weight)
-        return Journal(output, run_key(self.bundle, options, inputs.audio_media, *video, *numbers))
+        return Journal(output, run_key(self.bundle, options, inputs.audio, *video, *numbers))
 
 
 def encode_audio_guarded(bundle: ModelBundle, runtime: Runtime, mels: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from .errors import OutputError, system_reason
 
 if TYPE_CHECKING:
     from ..memsafe import Runtime
+    from .audio import AudioSource
     from .video import FrameSource
 
 
@@ -37,16 +38,23 @@ class Report:
     encoder: str = ""  # FFmpeg's name, such as "libx264"; empty without an output file
     audio_duration: float = 0.0  # seconds of the driving audio
     without_face: list[tuple[int, int]] = field(default_factory=list)  # output frames [start, stop)
+    sampling: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # steps, solver and approximations, as they were taken
     attention: Mapping[str, Any] = field(default_factory=dict)  # kernels requested and kernels used
+    compiled: bool | str = False  # True if torch.compile was used, else why not
     face_calls: Mapping[str, int] = field(default_factory=dict)  # images for detector and landmarks
     latents: Mapping[str, int] = field(default_factory=dict)  # faces encoded, and faces found in the cache
     resumed: int = 0  # frames taken over from an interrupted run
     retries: list[dict[str, Any]] = field(default_factory=list)  # steps taken because memory ran out
-    compiled: bool | str = False  # True if torch.compile was used, else why not
     seconds: dict[str, float] = field(default_factory=dict)  # per stage; stages overlap
     total_seconds: float = 0.0
     peak_ram: int = 0  # bytes, of the process
     peak_vram: int | None = None  # bytes, of torch; None without a GPU
+    # What was heard: the file's audio streams and the one used, channels, layout, downmix, the seconds in which one
+    # channel replaced the mix because the channels cancel, and the largest sample.
+    audio: Mapping[str, Any] = field(default_factory=dict)
+    video_streams: list[dict[str, Any]] = field(default_factory=list)  # of the video file, and the one used
 
     # Changes of the video's picture before the faces: "deinterlaced", "letterboxed"; empty: none.
     picture: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +65,12 @@ class Report:
         self.tier, self.plan = runtime.plan.tier.value, runtime.plan.as_dict()
         self.width, self.height, self.fps = source.width, source.height, str(source.fps)
         self.picture = getattr(source, "changes", {})  # grows while frames are read
+        self.video_streams = getattr(source, "streams", [])
+
+    def describe_audio(self, audio: AudioSource, seconds: Fraction) -> None:
+        """Set length and facts of the driving audio, which has been read to its end."""
+        self.audio_duration = float(seconds)
+        self.audio = audio.facts() if hasattr(audio, "facts") else {}  # a source of the caller's may have none
 
     def add_frame(self, has_face: bool) -> None:
         """Count one more output frame."""

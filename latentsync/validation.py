@@ -13,7 +13,7 @@ import numpy as np
 
 from .audio import AudioSource, open_audio
 from .audio.decode import FileAudio
-from .audio.source import ArrayAudio
+from .audio.resample import PcmAudio
 from .compositing import FrameMask
 from .config import SyncOptions
 from .errors import InputError, OutputError
@@ -34,7 +34,6 @@ class Inputs:
 
     source: FrameSource
     audio: AudioSource
-    audio_media: AudioMedia  # the same audio as it was given, for muxing
     mask: FrameMask | None  # None: the whole frame may change
 
 
@@ -58,16 +57,15 @@ def open_inputs(
     with _open_source(source, options) as frames:
         check_source(frames, options)
         frame_mask = _frame_mask(mask, frames)
-        media = _media_of(audio)
-        opened = audio if isinstance(audio, (FileAudio, ArrayAudio)) else open_audio(media)
-        yield Inputs(frames, opened, media, frame_mask)
+        opened = audio if isinstance(audio, PcmAudio) else open_audio(audio, options.audio_stream)
+        yield Inputs(frames, opened, frame_mask)
 
 
 def check_output(output: Path, *inputs: Source | Audio) -> None:
     """Raise OutputError for a file that cannot be written, or that is one of the inputs."""
     check_target(output)
     for given in inputs:
-        media = _media_of(given)
+        media = given.path if isinstance(given, FileAudio) else given
         if isinstance(media, (str, Path)):
             with suppress(OSError, ValueError):  # one of the two files does not exist, so they differ
                 if output.samefile(media):
@@ -98,11 +96,16 @@ def check_source(source: FrameSource, options: SyncOptions) -> None:
 def _open_source(source: Source, options: SyncOptions) -> AbstractContextManager[FrameSource]:
     """Return a FrameSource that is closed at the end of the block only if it was opened here."""
     if isinstance(source, np.ndarray):
+        if options.video_stream:
+            raise InputError(
+                f"is {options.video_stream}, but the video is an array, which has one stream; leave it out.",
+                options=("video_stream",),
+            )
         return ArraySource(source, options.fps or ARRAY_FPS)
     if isinstance(source, (str, Path)):
         # The published code converts every file to the frame rate by which it indexes the audio.
         fps = options.fps or (ARRAY_FPS if options.parity else None)
-        return open_video(source, fps, deinterlace=options.deinterlace)
+        return open_video(source, fps, options.video_stream, deinterlace=options.deinterlace)
     if not isinstance(source, FrameSource) or not isinstance(source.fps, (int, Fraction)):
         raise InputError(
             f"The video is a {type(source).__name__}; expected a file path, a numpy array uint8 [n, h, w, 3] RGB "
@@ -120,10 +123,3 @@ def _frame_mask(mask: np.ndarray | FrameMask | None, source: FrameSource) -> Fra
     if not isinstance(mask, np.ndarray):
         return mask
     return FrameMask(mask, source)
-
-
-def _media_of(given: Any) -> Any:
-    """Return the file or the samples behind an opened audio source; anything else unchanged."""
-    if isinstance(given, FileAudio):
-        return given.path
-    return (given.samples, given.rate) if isinstance(given, ArrayAudio) else given

@@ -56,16 +56,21 @@ COMMANDS = {
         *("--seed", "--steps", "--video", "--optimization-level", "--solver", "--cache-interval"),
         *("--guidance-interval", "--compile", "--encoder", "--allow-vae-tiling", "--allow-int8"),
         "--deinterlace",
+        *("--audio-stream", "--video-stream"),
     }
     | DEVICE_OPTIONS
     | NETWORK_OPTIONS,
     "plan": {"--audio", "--guidance", "--json", "--model", "--precision", "--steps", "--video"}
+    | {"--audio-stream", "--video-stream"}
     | DEVICE_OPTIONS,
     "train": {
         *("--base", "--batch", "--data", "--learning-rate", "--out", "--quiet", "--seed", "--steps"),
         "--trainable",
     }
     | DEVICE_OPTIONS,
+    "bench": {"--audio", "--levels", "--model", "--quiet", "--report", "--seconds", "--steps", "--video"}
+    | DEVICE_OPTIONS
+    | NETWORK_OPTIONS,
     "download": {"--to"},
     "doctor": set(),
 }
@@ -97,7 +102,7 @@ REPORT = [
     "encoder",
     *("audio_duration", "without_face", "attention", "face_calls", "latents", "resumed"),
     *("retries", "seconds"),
-    *("total_seconds", "peak_ram", "peak_vram"),
+    *("total_seconds", "peak_ram", "peak_vram", "audio", "video_streams"),
     "picture",
 ]
 PLAN = [
@@ -117,7 +122,7 @@ OPTIONS = [
     *("seed", "steps", "guidance", "resolution", "fps", "length", "extend", "face_index", "face_at"),
     *("missing_face", "crf", "reuse_latents", "allow_frame_windows", "allow_lower_resolution", "allow_cpu"),
     *("allow_vae_tiling", "allow_int8", "parity", "optimization_level", "solver", "cache_interval"),
-    *("guidance_interval", "compile", "encoder"),
+    *("guidance_interval", "compile", "encoder", "audio_stream", "video_stream"),
     "deinterlace",
 ]
 

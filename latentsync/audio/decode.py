@@ -16,6 +16,8 @@ from av.container import InputContainer
 
 from ..errors import AudioError
 from ..media_file import check_file, open_media, raise_shortage
+from ..media_streams import choice_text, default_stream, describe_streams, numbered_stream
+from .downmix import Downmix, layout_name
 from .resample import PcmAudio, resample, to_float
 
 # Gaps in the timestamps are filled with silence, so that audio after a gap or a damaged part stays where players
@@ -31,14 +33,17 @@ logger = logging.getLogger(__name__)
 
 
 class FileAudio(PcmAudio):
-    """The first audio stream of a file as 16 kHz mono blocks; an AudioSource.
+    """An audio stream of a file as 16 kHz mono blocks; an AudioSource.
 
+    number: of the stream among the audio streams, from 0; None: the one flagged as default, else the first.
     Nothing is kept in memory: every call of `blocks` decodes the file again. Raises AudioError if the file is missing,
     unreadable, without audio, or without samples.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
+    def __init__(self, path: Path, number: int | None = None) -> None:
+        self.path, self.name, self.number = path, str(path), number
+        self.streams: list[dict[str, Any]] = []  # all audio streams, as `describe_streams` gives them
+        self._layouts: dict[int, str] = {}  # by number of channels, of the frames so far
         self.start: Fraction | None = None  # time stamp of the first sample, seconds; None: the file has none
         self._duration: Fraction | None = None
         self._warned = False
@@ -66,6 +71,7 @@ class FileAudio(PcmAudio):
             if not clock.seconds:
                 self.start = _time_of(frame)
             pcm, rate = to_samples(frame), frame.sample_rate
+            self._layouts[len(pcm)] = layout_name(frame.layout)
             missing = clock.advance(frame)
             if missing:
                 logger.info("%s: a gap of %.3f s is filled with silence.", self.path, missing / rate)
@@ -78,7 +84,11 @@ class FileAudio(PcmAudio):
         """Yield frames with samples, in order; None stands for a packet that could not be decoded."""
         container = open_media(self.path, AudioError)
         with container:
-            stream = self._stream(container)
+            stream = self.choose_stream(container)
+            if not self.streams:
+                self.streams = describe_streams(container.streams.audio, stream)
+                self.clips = stream.codec_context.name.startswith("pcm_f")  # lossy codecs overshoot a little
+            _skip_others(container, stream)
             packets = container.demux(stream)
             while True:
                 try:
@@ -98,24 +108,45 @@ class FileAudio(PcmAudio):
                     if frame.samples:
                         yield frame
 
-    def _stream(self, container: InputContainer) -> av.AudioStream:
-        """Return the first audio stream, and let the demuxer skip all others."""
-        if not container.streams.audio:
+    def layout(self, channels: int) -> str:
+        return self._layouts.get(channels) or super().layout(channels)
+
+    def facts(self) -> dict[str, Any]:
+        used = next((facts["stream"] for facts in self.streams if facts["used"]), None)
+        return {"stream": used, "streams": self.streams, **super().facts()}
+
+    def choose_stream(self, container: InputContainer) -> av.AudioStream:
+        """Return the audio stream of the opened file that is heard; raises AudioError if there is none."""
+        streams = container.streams.audio
+        if not streams:
             raise AudioError(f"{self.path} has no audio; give a file with audio.")
-        stream = container.streams.audio[0]
+        if self.number is None:
+            stream = default_stream(streams)
+        else:
+            stream = numbered_stream(streams, self.number, self.path, "audio", AudioError)
         if stream.codec_context is None:
             raise AudioError(f"{self.path} has audio of an unknown format; convert it to WAV.")
-        streams: Iterable[Any] = container.streams
-        for other in streams:
-            if other.index != stream.index:
-                with suppress(AttributeError):  # older PyAV reads the other packets and drops them
-                    other.discard = _DISCARD_ALL
         return stream
+
+    def _conclude(self, downmix: Downmix) -> dict[str, Any]:
+        choice = choice_text(self.path, "audio", self.streams) if self.number is None else None
+        if choice:
+            logger.warning("%s", choice)
+        return super()._conclude(downmix)
+
+
+def _skip_others(container: InputContainer, stream: av.AudioStream) -> None:
+    """Let the demuxer skip all other streams."""
+    streams: Iterable[Any] = container.streams
+    for other in streams:
+        if other.index != stream.index:
+            with suppress(AttributeError):  # older PyAV reads the other packets and drops them
+                other.discard = _DISCARD_ALL
 
 
 @dataclass(frozen=True)
 class AudioClip:
-    """The first audio stream of a file from `start` seconds on, `seconds` long; None: to its end.
+    """The default audio stream of a file from `start` seconds on, `seconds` long; None: to its end.
 
     Time counts from the first sample; a negative `start` puts silence before it.
     """

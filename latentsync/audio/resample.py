@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
 
 from ..errors import AudioError
+from .downmix import LAYOUTS, Downmix, downmix_weights
 
 SAMPLE_RATE = 16000  # the rate that Whisper was trained on
 
+_FULL_SCALE = 1 + 2**-15  # a little more than 1, because conversions round
 _LOUD = 8.0  # +18 dB over full scale: no mastering reaches that, integers stored as floats do
 _BLOCK = 1 << 16  # samples resampled at a time
 
@@ -33,7 +36,8 @@ class PcmAudio:
     """Base class of audio that is read as PCM and converted to 16 kHz mono; `name` is for messages."""
 
     name: str
-    _loudness_logged = False  # once per source, however often that is read
+    clips = True  # samples above full scale are clipped in the output or where it is played
+    _facts: dict[str, Any] | None = None  # of the first complete pass
 
     def pcm(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield blocks ([channels, n] in the audio's own type, sample rate); the rate may change midway."""
@@ -42,33 +46,62 @@ class PcmAudio:
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 [n] at 16 kHz mono, from the beginning; AudioError for samples that are not finite.
 
-        Mono is the mean of the channels. 16 kHz input is not resampled. FFmpeg's resampler adds no delay, and its
-        result does not depend on the block size.
+        Mono: see Downmix. 16 kHz input is not resampled. FFmpeg's resampler adds no delay, and its result does not
+        depend on the block size. The first complete pass logs what was decided for this audio.
         """
+        downmix = Downmix(self.layout)
         resampler: av.AudioResampler | None = None
         current = SAMPLE_RATE
-        for block, rate in self.pcm():
+        for mono, rate in downmix.mono((to_float(block), rate) for block, rate in self.pcm()):
             if rate != current:
                 yield from _resample_frame(resampler, None)
                 resampler = None if rate == SAMPLE_RATE else av.AudioResampler("fltp", "mono", SAMPLE_RATE)
                 current = rate
-            mono = to_float(block).mean(axis=0, dtype=np.float32)
+            if not np.isfinite(downmix.peak):
+                raise AudioError(f"{self.name} has NaN or infinite samples; repair or re-export it.")
             if not mono.size:
                 continue
-            self._check_peak(float(np.abs(mono).max()))
             if resampler is None:
                 yield mono
             else:
                 yield from _resample_frame(resampler, _mono_frame(mono, rate))
         yield from _resample_frame(resampler, None)
+        if self._facts is None:
+            self._facts = self._conclude(downmix)
 
-    def _check_peak(self, peak: float) -> None:
-        if not np.isfinite(peak):
-            raise AudioError(f"{self.name} has NaN or infinite samples; repair or re-export it.")
-        if peak > _LOUD and not self._loudness_logged:
-            self._loudness_logged = True
+    def layout(self, channels: int) -> str:
+        """Return FFmpeg's name of the channel layout of blocks with so many channels."""
+        return LAYOUTS.get(channels, f"{channels} channels")
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain facts of what was heard, for the report; empty before the first complete pass."""
+        return dict(self._facts or {})
+
+    def _conclude(self, downmix: Downmix) -> dict[str, Any]:
+        """Log the decisions of one complete pass, one line each; return its facts."""
+        if downmix.peak > _LOUD:
             message = "%s has samples up to %.0f; expected -1..1. Divide 16-bit values by 32768."
-            logger.warning(message, self.name, peak)
+            logger.warning(message, self.name, downmix.peak)
+        elif self.clips and downmix.peak > _FULL_SCALE:
+            message = (
+                "%s has samples up to %.2f, which are clipped at full scale (1.0); lower its gain by %.1f dB."
+            )
+            logger.warning(message, self.name, downmix.peak, 20 * np.log10(downmix.peak))
+        if downmix.cancelled:
+            message = (
+                "%s has opposite channels, which cancel each other in mono, in %.1f s of it; there the lips follow "
+                "its loudest channel alone."
+            )
+            logger.warning(message, self.name, downmix.cancelled)
+        channels, layout = downmix.channels, self.layout(downmix.channels)
+        equal = np.ptp(downmix_weights(layout, channels)) == 0
+        return {
+            "channels": channels,
+            "layout": layout,
+            "downmix": "none" if channels == 1 else "mean" if equal else "ITU-R BS.775",
+            "single_channel_seconds": round(downmix.cancelled, 3),
+            "peak": round(downmix.peak, 4),
+        }
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

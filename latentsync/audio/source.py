@@ -56,15 +56,21 @@ class ArrayAudio(PcmAudio):
             yield self.samples[:, start : start + _BLOCK], self.rate
 
 
-def open_audio(audio: AudioInput) -> AudioSource:
-    """Open a file's first audio stream, or (samples, sample rate), as 16 kHz mono blocks.
+def open_audio(audio: AudioInput, stream: int | None = None) -> AudioSource:
+    """Open an audio stream of a file, or (samples, sample rate), as 16 kHz mono blocks.
 
+    stream: number among the file's audio streams, from 0; None: the one flagged as default, else the first.
     An AudioSource is returned as it is: what was opened once is not checked again. Raises AudioError for anything
     that cannot be used; see FileAudio and ArrayAudio.
     """
     if isinstance(audio, (str, Path)):
-        return FileAudio(Path(audio))
+        return FileAudio(Path(audio), stream)
     if isinstance(audio, (tuple, list)) and len(audio) == 2:
+        if stream:
+            raise AudioError(
+                f"is {stream}, but the audio is an array, which has one stream; leave it out.",
+                options=("audio_stream",),
+            )
         return ArrayAudio(*audio)
     if isinstance(audio, (PcmAudio, AudioSource)):
         return audio

@@ -38,6 +38,18 @@ def file_path(text: str) -> Path:
     return Path(text)
 
 
+def add_stream_options(parser: argparse.ArgumentParser) -> None:
+    """Add --audio-stream and --video-stream, for commands that read both files."""
+    for kind in ("audio", "video"):
+        parser.add_argument(
+            f"--{kind}-stream",
+            type=int,
+            metavar="N",
+            help=f"number of the {kind} stream in its file, from 0 (default: the one flagged as default, else the "
+            "first; `plan` lists them)",
+        )
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add --report and --quiet, for commands that write a video."""
     add = parser.add_argument
@@ -81,7 +93,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lip-weight",
         type=float,
-        help="weight of the mouth region's pixels as attention keys (default: 2 in flex mode, else 1)",
+        help="weight of the mouth region's pixels as attention keys (default: 1.5 in flex mode, else 1)",
     )
 
 

@@ -7,7 +7,15 @@ import json
 from contextlib import ExitStack
 
 from ..config import ModelConfig, SyncOptions
-from .options import add_device_options, add_precision, check_device_options, file_path, make_runtime
+from ..media_streams import stream_text
+from .options import (
+    add_device_options,
+    add_precision,
+    add_stream_options,
+    check_device_options,
+    file_path,
+    make_runtime,
+)
 
 HELP = "show the batch sizes, the memory and the time that a run would take"
 
@@ -19,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="1.6", help="1.6, 1.5, demo, or a model folder (default: %(default)s)")
     add("--video", type=file_path, help="video to take the frame size from (default: 1920x1080)")
     add("--audio", type=file_path, help="audio to take the length from (default: the video's length)")
+    add_stream_options(parser)
     add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s)")
     add(
         "--guidance",
@@ -33,14 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the device, its plan, and the estimated peaks and time; loads no weights."""
-    options = SyncOptions(steps=arguments.steps, guidance=arguments.guidance)
+    options = SyncOptions(
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        audio_stream=arguments.audio_stream,
+        video_stream=arguments.video_stream,
+    )
     check_device_options(arguments)
     from ..audio import open_audio
     from ..video import open_video
 
     with ExitStack() as stack:
-        frames = None if arguments.video is None else stack.enter_context(open_video(arguments.video))
-        audio = None if arguments.audio is None else open_audio(arguments.audio)
+        frames = audio = None
+        if arguments.video is not None:
+            frames = stack.enter_context(open_video(arguments.video, stream=options.video_stream))
+        if arguments.audio is not None:
+            audio = open_audio(arguments.audio, options.audio_stream)
         config = _config(arguments.model)
         from ..estimate import estimate_run, video_shape
 
@@ -54,7 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
             steps=options.steps,
             guidance=options.guidance,
         )
-    print(json.dumps(estimate.as_dict(), indent=2) if arguments.json else estimate.text())
+    streams = {kind: getattr(source, "streams", []) for kind, source in (("video", frames), ("audio", audio))}
+    if arguments.json:
+        print(json.dumps({**estimate.as_dict(), "streams": streams}, indent=2))
+        return 0
+    print(estimate.text())
+    for kind, facts in streams.items():
+        for stream in facts:
+            print(f"{kind.capitalize() + ' stream':<15}{stream_text(stream)}")
     return 0
 
 

@@ -23,6 +23,7 @@ from .options import (
     add_device_options,
     add_network_options,
     add_output_options,
+    add_stream_options,
     check_device_options,
     file_path,
     load_bundle,
@@ -67,6 +68,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--video", type=file_path, required=True, help="video file, GIF or image")
     add("--audio", type=file_path, required=True, help="any file with audio")
+    add_stream_options(parser)
     add("--out", type=file_path, required=True, help="output file: .mp4, .mov or .mkv")
     add(
         "--model",

@@ -218,6 +218,11 @@ def audio_source(audio: Mapping[str, Any] | None) -> ArrayAudio:
     """Return AUDIO as a checked source of samples; raises AudioError for anything else."""
     if audio is None:  # from ComfyUI's own nodes for a video without audio
         raise AudioError("The video that the audio comes from has none; load audio from another file.")
+    for key in ("waveform", "sample_rate"):
+        if not isinstance(audio, Mapping) or key not in audio:
+            raise AudioError(
+                f"The AUDIO input has no {key}; connect the AUDIO output of a node that loads audio."
+            )
     return ArrayAudio(audio["waveform"], audio["sample_rate"])
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 
 from ..audio.decode import FileAudio
+from ..audio.downmix import LAYOUTS, layout_name
 from ..audio.resample import SAMPLE_RATE
 from ..audio.source import ArrayAudio, AudioInput, AudioSource, open_audio
 from ..errors import AudioError, system_reason
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # Prefixes of Matroska tags that describe the old file.
 _DROPPED_TAGS = ("DURATION", "ENCODER", "BPS", "NUMBER_OF", "_STATISTICS")
-# FFmpeg's channel layouts in the channel order of FLAC.
-_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _BLOCK = 1 << 14  # samples encoded at a time
 # Sampling frequencies of AAC (ISO/IEC 14496-3, table 1.18).
 _AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -75,7 +74,7 @@ def open_track(
 ) -> AudioTrack:
     """Add a stream for `audio` to the container; call before anything is muxed.
 
-    audio: a file (its first audio stream), samples with their rate, or an opened AudioSource. end: of audio that is
+    audio: a file (its default audio stream), samples with their rate, or an opened AudioSource. end: of audio that is
     encoded, as `_add_encoded` takes it. Raises AudioError for audio that cannot be read or encoded.
     """
     with contextlib.ExitStack() as resources:
@@ -101,7 +100,7 @@ def _file_packets(
     end: VideoEnd | None,
 ) -> Iterator[av.Packet | None]:
     source = resources.enter_context(open_media(audio.path, AudioError))
-    stream = source.streams.audio[0]
+    stream = audio.choose_stream(source)
     tags = {key: text for key, text in stream.metadata.items() if not key.upper().startswith(_DROPPED_TAGS)}
     name = codec_name(stream)
     if can_hold_audio(suffix, name):
@@ -187,9 +186,7 @@ def _add_encoded(
     rate = first.sample_rate
     if encoding.codec == "aac":
         rate = next((known for known in _AAC_RATES if known >= rate), _AAC_RATES[-1])
-    layout = first.layout.name
-    if "channel" in layout:  # a WAV without a speaker mask states only "2 channels"
-        layout = _LAYOUTS.get(first.layout.nb_channels, layout)
+    layout = layout_name(first.layout)
     try:
         stream: Any = container.add_stream(encoding.codec, rate=rate)
         stream.codec_context.layout = layout
@@ -260,14 +257,14 @@ def _source_frames(source: AudioSource) -> tuple[Iterator[av.AudioFrame], str]:
     else:
         channels, rate, short = 1, SAMPLE_RATE, False
         blocks = (block[None] for block in source.blocks())
-    if channels not in _LAYOUTS:
+    if channels not in LAYOUTS:
         raise AudioError(f"The audio array has {channels} channels; expected at most 8.")
     sample_format = "s16" if short else "s32"
 
     def frames() -> Iterator[av.AudioFrame]:
         for block in blocks:
             interleaved = np.ascontiguousarray(_to_integers(block).T).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(interleaved, format=sample_format, layout=_LAYOUTS[channels])
+            frame = av.AudioFrame.from_ndarray(interleaved, format=sample_format, layout=LAYOUTS[channels])
             frame.sample_rate = rate
             yield frame
 

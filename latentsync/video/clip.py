@@ -16,6 +16,7 @@ import numpy as np
 
 from ..audio.decode import AudioClip, FileAudio
 from ..errors import AudioError, VideoError
+from ..media_streams import default_stream
 from .audio_mux import codec_name
 from .decode import open_video_stream
 from .formats import Preset, can_hold_audio, muxer_options, x264
@@ -119,12 +120,12 @@ def _can_remux(source: Path, suffix: str) -> bool:
         return (
             container.format.name.split(",")[0] in _REMUXED
             and (context.name, context.pix_fmt) == ("h264", "yuv420p")
-            and (not audio or can_hold_audio(suffix, codec_name(audio[0])))
+            and (not audio or can_hold_audio(suffix, codec_name(default_stream(audio))))
         )
 
 
 def remux(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
-    """Copy the first video and audio stream of `source` into a new file that appears when it is complete.
+    """Copy the default video and audio stream of `source` into a new file that appears when it is complete.
 
     Raises OutputError if it cannot be written, or `source` cannot be read to its end.
     """
@@ -145,7 +146,8 @@ def _copy(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
         options = muxer_options(target.suffix, metadata)
         write = resources.enter_context(av.open(str(target.absolute()), "w", container_options=options))
         write.metadata.update(metadata)
-        streams: list[Any] = [video, *read.streams.audio[:1]]
+        audio = read.streams.audio
+        streams: list[Any] = [video, *([default_stream(audio)] if audio else [])]
         copies = {stream.index: write.add_stream_from_template(stream) for stream in streams}
         for packet in read.demux(streams):
             if packet.size and packet.dts is not None:

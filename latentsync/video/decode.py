@@ -11,19 +11,22 @@ from av.container import InputContainer
 
 from ..errors import VideoError, system_reason
 from ..media_file import open_media, raise_shortage
+from ..media_streams import default_stream, disposition_of, is_cover_art, numbered_stream
 
-_COVER_ART = 0x0400 | 0x0800  # AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_TIMED_THUMBNAILS
 _TILE = 0x80000  # AV_DISPOSITION_DEPENDENT: a tile of the image; only FFmpeg's own tools assemble them
 
 
-def open_video_stream(path: Path, file: Any = None) -> tuple[InputContainer, av.VideoStream]:
-    """Return the container and its first real video stream (cover art does not count), with threaded decoding.
+def open_video_stream(
+    path: Path, file: Any = None, number: int | None = None
+) -> tuple[InputContainer, av.VideoStream]:
+    """Return the container and one of its video streams (cover art does not count), with threaded decoding.
 
-    file: an object with `read` that gives the bytes instead of the path. Raises VideoError.
+    file: an object with `read` that gives the bytes instead of the path. number: of the stream among all video
+    streams, from 0; None: the one flagged as default, else the first. Raises VideoError.
     """
     container = open_media(path, VideoError, file)
     try:
-        stream = _video_stream(container, path)
+        stream = _video_stream(container, path, number)
     except VideoError:
         container.close()
         raise
@@ -31,17 +34,20 @@ def open_video_stream(path: Path, file: Any = None) -> tuple[InputContainer, av.
     return container, stream
 
 
-def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
-    streams = [stream for stream in container.streams.video if not _disposition(stream) & _COVER_ART]
+def _video_stream(container: InputContainer, path: Path, number: int | None) -> av.VideoStream:
+    streams = [stream for stream in container.streams.video if not is_cover_art(stream)]
     if container.format.name == "tty":  # FFmpeg takes any .txt file for a text-mode animation
         raise VideoError(f"{path} is a text file; expected a video or image file.")
     if not streams:
         found = "only audio" if container.streams.audio else "and no audio either"
         raise VideoError(f"{path} has no video stream, {found}; expected a video or image file.")
-    if all(_disposition(stream) & _TILE for stream in streams):
+    if all(disposition_of(stream) & _TILE for stream in streams):
         raise VideoError(f"{path} is a photo stored as tiles (HEIC, AVIF); export it as JPEG or PNG.")
-    # A single frame beside a video, as in an animated AVIF, is its poster.
-    stream = next((stream for stream in streams if stream.frames != 1), streams[0])
+    if number is None:
+        # A single frame beside a video, as in an animated AVIF, is its poster.
+        stream = default_stream([stream for stream in streams if stream.frames != 1] or streams)
+    else:
+        stream = numbered_stream(container.streams.video, number, path, "video", VideoError)
     if stream.codec_context is None:
         raise VideoError(f"{path} uses a video codec that this FFmpeg cannot decode; convert it to H.264.")
     return stream
@@ -56,7 +62,8 @@ def decode_frames(
     Raises MemoryError if the machine lacks memory or threads.
     """
     packets: Iterator[Any] = container.demux(stream)
-    is_avi = container.format.name == "avi"  # stores no presentation times, only the order of decoding
+    # AVI stores no presentation times, only the order of decoding; the frames that the decoder holds last have none.
+    is_avi, before = container.format.name == "avi", 0
     while True:
         try:
             packet = next(packets)
@@ -74,9 +81,6 @@ def decode_frames(
             continue
         for frame in frames:
             if is_avi:
-                frame.pts = frame.dts
+                frame.pts = before + (frame.duration or 1) if frame.dts is None else frame.dts
+                before = frame.pts
             yield frame
-
-
-def _disposition(stream: av.VideoStream) -> int:
-    return int(getattr(getattr(stream, "disposition", 0), "value", 0))

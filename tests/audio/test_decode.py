@@ -98,7 +98,9 @@ def test_every_codec_gives_the_samples_at_their_time(tmp_path, name, codec, rate
     samples = np.repeat(sweep(rate)[None], channels, axis=0)
     path = write(tmp_path / name, codec, samples, rate, with_video=name in ("a.mp4", "a.mkv"))
     source = open_audio(path)
-    decoded, expected = read(source), sweep(16000)
+    # Equal channels of 5.1 add up by the weights of ITU-R BS.775; the mean of two is one of them.
+    gain = 1 + 2 * 0.5**0.5 + 2 * 0.5 if channels == 6 else 1
+    decoded, expected = read(source) / gain, sweep(16000)
     packet = 0 if codec in ("flac", "libmp3lame", "libopus") or "pcm" in codec else 2048
     assert 2 <= source.duration <= 2 + Fraction(packet, rate)  # AAC may end on a whole packet
     assert abs(len(decoded) - source.duration * 16000) <= 1

@@ -56,14 +56,16 @@ def test_files_are_opened_and_checked_once_from_the_early_check_to_the_output(
 
     def count(name: str) -> None:
         original = getattr(validation, name)
-        monkeypatch.setattr(validation, name, lambda *given: (calls.append(name), original(*given))[1])
+        monkeypatch.setattr(
+            validation, name, lambda *given, **named: (calls.append(name), original(*given, **named))[1]
+        )
 
     count("open_video")
     count("open_audio")
     options = SyncOptions(steps=1, guidance=1.0, resolution=64)
     with open_inputs(video, audio, tmp_path / "out.mp4", options) as inputs:
         assert (inputs.source.width, inputs.source.height, inputs.source.fps) == (128, 96, 25)
-        assert inputs.audio.duration == Fraction(16, 100) and inputs.audio_media == audio
+        assert inputs.audio.duration == Fraction(16, 100)
         pipeline = LipSyncPipeline(tiny_bundle(EveryFrame()), Runtime.auto("cpu"))
         report = pipeline.run(inputs.source, inputs.audio, tmp_path / "out.mp4", options)
     assert report.frames == 4 and (tmp_path / "out.mp4").is_file()
@@ -76,15 +78,14 @@ def test_what_is_open_already_is_used_and_stays_open() -> None:
         assert inputs.source is source and inputs.mask is None
         with open_inputs(source, inputs.audio, None, SyncOptions()) as again:
             assert again.audio is inputs.audio
-            samples, rate = again.audio_media
-            np.testing.assert_array_equal(samples, SAMPLES[0])
-            assert rate == 16_000
+            np.testing.assert_array_equal(again.audio.samples, SAMPLES[0])
+            assert again.audio.rate == 16_000
     assert not source.closed
 
 
 def test_a_source_opened_here_is_closed(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Frames(FRAMES)
-    monkeypatch.setattr(validation, "open_video", lambda path, fps: source)
+    monkeypatch.setattr(validation, "open_video", lambda *given, **named: source)
     with open_inputs(video, SAMPLES, None, SyncOptions()):
         assert not source.closed
     assert source.closed
