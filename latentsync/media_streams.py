@@ -60,7 +60,8 @@ def _describe(number: int, stream: Any, used: bool, only: bool) -> dict[str, Any
     elif context is not None:
         poster = is_cover_art(stream) or (stream.frames == 1 and not only and not used)
         facts |= {"width": context.width, "height": context.height, "cover_art": poster}
-    facts |= {key: stream.metadata[key] for key in ("language", "title") if stream.metadata.get(key)}
+    words = {key: stream.metadata.get(key) for key in ("language", "title")}
+    facts |= {key: text for key, text in words.items() if text and text != "und"}  # "und": not stated
     return {**facts, "default": bool(disposition_of(stream) & _DEFAULT), "used": used}
 
 

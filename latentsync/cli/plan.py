@@ -7,7 +7,6 @@ import json
 from contextlib import ExitStack
 
 from ..config import ModelConfig, SyncOptions
-from ..media_streams import stream_text
 from .options import (
     add_device_options,
     add_precision,
@@ -50,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     check_device_options(arguments)
     from ..audio import open_audio
+    from ..media_streams import stream_text
     from ..video import open_video
 
     with ExitStack() as stack:

@@ -469,10 +469,18 @@ def test_exactly_one_of_video_and_images_is_required(comfy: Any, links: dict[str
         comfy[1].nodes.LatentSync16MEMSAFE.execute(audio(), **links, **widgets(comfy[1]))
 
 
-def test_empty_audio_is_refused(comfy: Any) -> None:
-    empty = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44_100}
-    with pytest.raises(AudioError, match="empty"):
-        comfy[1].nodes.LatentSync16MEMSAFE.execute(empty, images=images(), **widgets(comfy[1]))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44_100}, "array is empty"),
+        ({"waveform": torch.zeros(1, 2, 800)}, "AUDIO input has no sample_rate"),
+        ({"sample_rate": 44_100}, "AUDIO input has no waveform"),
+        ({"waveform": torch.zeros(1, 2, 800), "sample_rate": None}, "sample rate is None"),
+    ],
+)
+def test_unusable_audio_is_refused(comfy: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        comfy[1].nodes.LatentSync16MEMSAFE.execute(given, images=images(), **widgets(comfy[1]))
 
 
 def test_the_plan_uses_the_times_of_earlier_runs(comfy: Any, networks: Any) -> None:
