@@ -90,15 +90,16 @@ class AudioConditioning:
     """Audio of the windows of a batch, for one or both halves of classifier-free guidance.
 
     features: [b, f, n, d], of the conditional half; None: there is none. unconditional: the half without audio is
-    computed too; where there are both, the batch is [unconditional, conditional].
+    computed too; where there are both, the batch is [unconditional, conditional]. keep: for the next steps, keep
+    the keys and values that an attention computes at the first one.
 
-    Equal to audio features as a tensor, zeros in the unconditional half, but cheaper. Keys and values of an
-    attention are computed when it first needs them, and kept for all steps. Without audio they are zero (their
-    projections have no bias), and so is what they mix: the attention returns the bias of its output projection.
+    Equal to audio features as a tensor, zeros in the unconditional half, but cheaper. Keys and values of silence
+    are zero (their projections have no bias), and so is what they mix: the attention returns the bias of its
+    output projection.
     """
 
-    def __init__(self, features: Tensor | None, *, unconditional: bool = False) -> None:
-        self.features, self.unconditional = features, unconditional
+    def __init__(self, features: Tensor | None, *, unconditional: bool = False, keep: bool = True) -> None:
+        self.features, self.unconditional, self._keep = features, unconditional, keep
         self._keys_values: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def guided(self) -> AudioConditioning:
@@ -113,7 +114,8 @@ class AudioConditioning:
         if found is None:
             assert self.features is not None
             found = attention.keys_values(rearrange(self.features, "b f n d -> (b f) n d"))
-            self._keys_values[attention] = found
+            if self._keep:
+                self._keys_values[attention] = found
         return found
 
 
@@ -141,7 +143,7 @@ class SpatialBlock(nn.Module):
 
     def _add_audio(self, hidden: Tensor, audio: AudioConditioning) -> Tensor:
         assert self.attn2 is not None and self.norm2 is not None
-        silence = self.attn2.to_out[0].bias
+        silence: Tensor = self.attn2.to_out[0].bias  # type: ignore[assignment]
         if audio.features is None:
             return hidden + silence
         key, value = audio.keys_values(self.attn2)
@@ -151,8 +153,8 @@ class SpatialBlock(nn.Module):
             return hidden + mixed
         if len(heard) == len(hidden):  # given once
             return torch.cat([hidden + silence, hidden + mixed])
-        hidden[: -len(key)] += silence
-        heard += mixed
+        hidden[: -len(key)].add_(silence)
+        heard.add_(mixed)
         return hidden
 
 

@@ -194,7 +194,7 @@ class UNet3DConditionModel(nn.Module):
             )
         audio = encoder_hidden_states
         if isinstance(audio, Tensor):
-            audio = AudioConditioning(audio)
+            audio = AudioConditioning(audio, keep=False)
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         time = F.silu(self.time_embedding(self._sinusoids(timestep, sample)))

@@ -58,6 +58,7 @@ class ModelShape:
     latent_factor: int = 8  # image pixels per latent, along one axis
     window_frames: int = 16  # frames the denoiser takes as one item
     streamed_bytes: int = 0  # most of the denoiser's weights on the device when they are streamed
+    kept_planes: int = 0  # planes that the denoiser keeps from step to step
 
     @classmethod
     def from_modules(
@@ -99,7 +100,8 @@ class ModelShape:
     def window_bytes(self, resolution: int, dtype: torch.dtype, guidance_passes: int) -> int:
         """Bytes of activations of denoising one window of faces `resolution` pixels wide."""
         pixels = self.window_pixels(resolution, guidance_passes)
-        return round(UNET_PLANES * self.unet_channels * pixels) * dtype.itemsize
+        planes = UNET_PLANES + self.kept_planes
+        return round(planes * self.unet_channels * pixels) * dtype.itemsize
 
     def encode_bytes(self, resolution: int, dtype: torch.dtype) -> int:
         """Bytes of activations of encoding one image."""

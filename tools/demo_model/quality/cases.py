@@ -266,7 +266,10 @@ def compare_cost(bundle: ModelBundle, attention: ModelAttention, pairs: int = 5)
     """Measure the processor time of a UNet pass on one window, relative to one with plain attention; the median."""
     unet, shape = bundle.unet, bundle.config.unet
     frames, size = bundle.config.num_frames, shape["sample_size"]
-    options = {"dtype": next(unet.parameters()).dtype, "device": next(unet.parameters()).device}
+    options: dict[str, Any] = {
+        "dtype": next(unet.parameters()).dtype,
+        "device": next(unet.parameters()).device,
+    }
     sample = torch.randn(2, shape["in_channels"], frames, size, size, **options)
     audio = torch.randn(2, frames, 50, shape["cross_attention_dim"], **options)
 
