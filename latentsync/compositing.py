@@ -9,6 +9,7 @@ import numpy as np
 
 from .errors import InputError
 from .video import FrameSource
+from .video.source import counted_frames
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class FrameMask:
                 "The mask is 0 everywhere, so that nothing may change; it must be 1 (white) where the face is, "
                 "or be left out."
             )
-        expected = source.frame_estimate
-        if len(self._masks) > 1 and expected is not None and expected != len(self._masks):
+        expected = counted_frames(source) if len(self._masks) > 1 else None
+        if expected is not None and expected != len(self._masks):
             logger.warning("There are %d masks for about %d frames of video.", len(self._masks), expected)
         self._width, self._height = source.width, source.height
         self._last: tuple[int, np.ndarray, np.ndarray] | None = None

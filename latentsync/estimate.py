@@ -17,6 +17,7 @@ from .models.unet import UNet3DConditionModel
 from .models.whisper import AudioEncoder
 from .report import Report
 from .video import FrameSource
+from .video.source import counted_frames
 
 # Of H.264 at CRF 16: measured 0.056 to 0.075 on three talking heads of 1080x1920.
 BITS_PER_PIXEL = 0.08
@@ -122,7 +123,7 @@ def video_shape(frames: FrameSource | None, audio: AudioSource | None) -> VideoS
     """
     shape, fps = VideoShape(), Fraction(25)
     if frames is not None:
-        shape, fps = VideoShape(frames.height, frames.width, frames.frame_estimate), frames.fps
+        shape, fps = VideoShape(frames.height, frames.width, counted_frames(frames)), frames.fps
     return shape if audio is None else replace(shape, frames=round(audio.duration * fps))
 
 

@@ -43,6 +43,7 @@ from .video import FrameSource, VideoWriter
 from .video.buffers import OutputBuffer, ReplayBuffer
 from .video.extend import timeline
 from .video.formats import h264
+from .video.source import counted_frames
 from .weights.loading import ModelBundle
 from .windows import grouped, take
 from .workload import translate_oom, workload_for
@@ -334,7 +335,8 @@ def _check_faces(locator: FaceLocator, options: SyncOptions, report: Report) -> 
 
 
 def _video_seconds(source: FrameSource) -> Fraction | None:
-    return Fraction(source.frame_estimate) / source.fps if source.frame_estimate else None
+    frames = counted_frames(source)
+    return Fraction(frames) / source.fps if frames else None
 
 
 def _timed(items: Iterable[T], runtime: Runtime, stage: str) -> Iterator[T]:

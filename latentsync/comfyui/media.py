@@ -28,10 +28,8 @@ from ..config import SyncOptions, as_fps
 from ..errors import AudioError, OutputError, VideoError
 from ..video.buffers import FrameTensor
 from ..video.clip import Clip, open_clip, write_clip
-from ..video.length import LengthMode, count_frames, match_lengths
-from ..video.source import TensorSource
-
-_SPARE = 16  # frames that may come beyond the number in the container's header
+from ..video.length import LengthMode, match_lengths
+from ..video.source import FrameSource, TensorSource, count_frames
 
 
 class LazyVideo(Input.Video):
@@ -85,23 +83,11 @@ class LazyVideo(Input.Video):
 
     def get_components(self) -> Types.VideoComponents:
         """Return all frames and samples in memory, 12 bytes per pixel. Raises VideoError if that does not fit."""
-        frames, tick = self.clip.frames, progress_callback(self.clip)
-        count = count_frames(frames)
-        size, free = FrameTensor.bytes_for(count, frames.height, frames.width), available_ram()
-        if size > free:
-            raise VideoError(
-                f"A node asks for all {count} frames of {frames.width}x{frames.height} as images, which take "
-                f"{size / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; connect the VIDEO to a node "
-                "that reads it frame by frame, or load fewer frames."
-            )
-        most = count + _SPARE
-        images = FrameTensor(most, frames.height, frames.width)
-        for number, frame in enumerate(islice(frames.frames(), most), start=1):
-            images.add(frame)
-            tick(number)
+        frames = self.clip.frames
+        images = _images(frames, count_frames(frames), progress_callback(self.clip))
         samples = self.clip.read_audio()
         audio = None if samples is None else as_audio(*samples)
-        return Types.VideoComponents(images=images.images, audio=audio, frame_rate=frames.fps)
+        return Types.VideoComponents(images=images, audio=audio, frame_rate=frames.fps)
 
     def get_dimensions(self) -> tuple[int, int]:
         """Return width and height in pixels."""
@@ -112,7 +98,7 @@ class LazyVideo(Input.Video):
         return float(count_frames(self.clip.frames) / self.clip.frames.fps)
 
     def get_frame_count(self) -> int:
-        """Return the number of frames by the container's header."""
+        """Return the number of frames, counted in the file."""
         return count_frames(self.clip.frames)
 
     def get_frame_rate(self) -> Fraction:
@@ -131,6 +117,29 @@ class LazyVideo(Input.Video):
         if left <= 0 or (strict_duration and round(Fraction(duration or 0) * fps) > left):
             return None
         return LazyVideo(_cut(self.clip, start, duration or 0))
+
+
+def _images(frames: FrameSource, count: int, tick: Callable[[int], None]) -> torch.Tensor:
+    """Return all frames, float32 [n, h, w, 3] in 0..1; `count` is their expected number.
+
+    Raises VideoError if they do not fit into free memory.
+    """
+    size, free = FrameTensor.bytes_for(count, frames.height, frames.width), available_ram()
+    if size > free:
+        raise VideoError(
+            f"A node asks for all {count} frames of {frames.width}x{frames.height} as images, which take "
+            f"{size / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free; connect the VIDEO to a node "
+            "that reads it frame by frame, or load fewer frames."
+        )
+    images, stream = FrameTensor(count, frames.height, frames.width), frames.frames()
+    for number, frame in enumerate(islice(stream, count), start=1):
+        images.add(frame)
+        tick(number)
+    more = sum(1 for _ in stream)
+    if not more:
+        return images.images
+    del images
+    return _images(frames, count + more, tick)
 
 
 class LazyAudio(Mapping[str, Any]):

@@ -21,7 +21,7 @@ from .audio_mux import codec_name
 from .decode import open_video_stream
 from .formats import Preset, can_hold_audio, muxer_options, x264
 from .output_file import OutputFile, explain_write_errors
-from .source import DerivedSource, FrameSource
+from .source import DerivedSource, FrameSource, counted_frames, is_seekable
 from .video_file import VideoFile, open_video
 from .writer import VideoWriter
 
@@ -209,11 +209,21 @@ class SelectedFrames(DerivedSource):
                 f"One in {every} frames at {float(source.fps):g} fps leaves {float(self.fps):.3g} fps; "
                 "expected 1 or more: choose a smaller step."
             )
-        total = source.frame_estimate
-        if total is not None and skip >= total:
+        # Without a skip there is a frame anyway; what the container states is good enough for an estimate.
+        total = counted_frames(source) if skip and is_seekable(source) else source.frame_estimate
+        if total is not None and skip >= total and is_seekable(source):
             raise VideoError(f"{skip} frames are to be skipped, but the video has {total}; skip fewer.")
-        left = None if total is None else -(-(total - skip) // every)
-        self.frame_estimate = left if left is None or cap is None else min(left, cap)
+        self.frame_estimate = self._part_of(total) or None
+
+    def counted(self) -> int | None:
+        """Return the number of frames if that of the source is known, or can be counted without decoding."""
+        return self._part_of(counted_frames(self._source))
+
+    def _part_of(self, total: int | None) -> int | None:
+        if total is None:
+            return None
+        left = max(0, -(-(total - self._skip) // self._every))
+        return left if self._cap is None else min(left, self._cap)
 
     def frames(self, start: int = 0) -> Iterator[np.ndarray]:
         wanted = None if self._cap is None else self._cap - start

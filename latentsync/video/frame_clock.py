@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-
-import av
+from typing import Protocol, TypeVar
 
 _NTSC_RATES = [Fraction(rate * 1000, 1001) for rate in (24, 30, 60)]
 STANDARD_RATES = sorted([*map(Fraction, (24, 25, 30, 48, 50, 60)), *_NTSC_RATES])
@@ -13,6 +12,18 @@ STILL_RATE = Fraction(25)  # for still images, and where the container states no
 # Frames per second; a slide show is too slow for moving lips, and clocks can be damaged.
 _PLAUSIBLE = (5, 240)
 _STILL_SECONDS = 3600  # the longest plausible time between two frames
+
+
+class Timed(Protocol):
+    """A frame, or only its time, in units of the stream's time base."""
+
+    @property
+    def pts(self) -> int | None: ...
+    @property
+    def duration(self) -> int | None: ...
+
+
+Frame = TypeVar("Frame", bound=Timed)
 
 
 def nominal_rate(
@@ -36,6 +47,15 @@ def nominal_rate(
     return average.limit_denominator(1001)
 
 
+def is_doubtful(guessed: Fraction | None, average: Fraction | None) -> bool:
+    """Tell whether an average rate is implausible, or faster than the rate that fits all timestamps."""
+    if not average:
+        return False
+    return not _PLAUSIBLE[0] <= average <= _PLAUSIBLE[1] or bool(
+        guessed and average > guessed * Fraction(21, 20)
+    )
+
+
 class Clock:
     """Tick numbers of frames: round((pts - origin) * time_base * fps), halves upwards.
 
@@ -50,22 +70,23 @@ class Clock:
         self._last_pts: int | None = None
         self._tick = -1
 
-    def tick(self, frame: av.VideoFrame) -> int:
+    def tick(self, frame: Timed) -> int:
         """Return the tick of the next frame in display order."""
         pts = frame.pts
-        follows = pts is not None and (self._last_pts is None or 0 <= pts - self._last_pts <= self._longest)
-        if not follows:
+        last = self._last_pts
+        if pts is None:
             self._tick += 1
-            if pts is not None:
-                self._origin = pts - round(self._tick / self._scale)
+        elif last is not None and not 0 <= pts - last <= self._longest:
+            self._tick += 1
+            self._origin = pts - round(self._tick / self._scale)
         else:
             self._tick = max(self._tick, self._round(pts - self._origin))
         self._last_pts = pts
         return self._tick
 
-    def end(self, frame: av.VideoFrame) -> int:
+    def end(self, frame: Timed) -> int:
         """Return the tick at which the last frame is no longer displayed; its own if it ends before that begins."""
-        duration = getattr(frame, "duration", 0) or 0
+        duration = frame.duration or 0
         if self._last_pts is None or not duration:
             return self._tick + 1
         ends = self._last_pts + duration - self._origin
@@ -78,13 +99,13 @@ class Clock:
         return (2 * delta * scale.numerator + scale.denominator) // (2 * scale.denominator)
 
 
-def hold(frames: Iterator[av.VideoFrame], clock: Clock, start: int) -> Iterator[tuple[av.VideoFrame, int]]:
+def hold(frames: Iterator[Frame], clock: Clock, start: int) -> Iterator[tuple[Frame, int]]:
     """Yield (frame, number of ticks from `start` on that display it) for every frame that is displayed at all.
 
     Of several frames on one tick, the last one counts. A tick without a frame repeats the one before. The last frame
     lasts as long as its duration states.
     """
-    shown: av.VideoFrame | None = None
+    shown: Frame | None = None
     index = start
     for frame in frames:
         tick = clock.tick(frame)

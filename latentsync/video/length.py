@@ -16,7 +16,7 @@ from ..config import Extend
 from ..errors import AudioError
 from .clip import Clip
 from .extend import timeline
-from .source import DerivedSource, FrameSource
+from .source import DerivedSource, FrameSource, count_frames
 
 
 class LengthMode(str, Enum):
@@ -58,11 +58,6 @@ def matched_count(mode: LengthMode, frames: int, fps: Fraction, seconds: Fractio
     if mode is LengthMode.CUT_OFF:
         return max(1, min(frames, math.floor(seconds * fps)))
     return max(1, math.ceil(seconds * fps))
-
-
-def count_frames(source: FrameSource) -> int:
-    """Return the number of frames that the container states; if it states none, decode the video to count them."""
-    return source.frame_estimate or sum(1 for _ in source.frames())
 
 
 class FixedLengthFrames(DerivedSource):

@@ -55,6 +55,18 @@ def is_seekable(source: FrameSource) -> bool:
     return bool(getattr(source, "seekable", True))
 
 
+def counted_frames(source: FrameSource) -> int | None:
+    """Return the number of frames, counted if that needs no decoding, else as estimated; None: unknown."""
+    counted = getattr(source, "counted", None)
+    return counted() if counted is not None and is_seekable(source) else source.frame_estimate
+
+
+def count_frames(source: FrameSource) -> int:
+    """Return the number of frames; if it is not known otherwise, decode the video to count them."""
+    known = counted_frames(source)
+    return sum(1 for _ in source.frames()) if known is None else known
+
+
 class ClosingSource:
     """Base class of the sources in this project: random access through `frames`, and use as a context manager."""
 

@@ -22,8 +22,10 @@ from .animated_webp import AnimatedWebP, is_animated_webp
 from .color import read_tags
 from .decode import decode_frames, open_video_stream
 from .deinterlace import deinterlace as deinterlaced
-from .frame_clock import STANDARD_RATES, STILL_RATE, Clock, hold, nominal_rate
+from .frame_clock import STANDARD_RATES, STILL_RATE, Clock, hold, is_doubtful, nominal_rate
+from .headers import coded_aspect, estimate_frames, first_aspect, stated_seconds
 from .orientation import Orientation
+from .packets import Shown, measured_rate, shown_times
 from .pipe import PipeReader, is_pipe
 from .source import ClosingSource
 from .upright import ToUpright
@@ -32,11 +34,8 @@ log = logging.getLogger(__name__)
 
 # Containers with an index, in which a seek ends on a key frame at or before the requested time.
 _INDEXED = {"mov", "matroska"}
-# Containers that do not state the shape of a pixel; the frames do.
-_NO_ASPECT = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc"}
 # Seconds before the requested time to search for a key frame, if the nearest one cannot be used.
 _STEPS_BACK = (0, 2, 10, 60)
-_WIDEST = Fraction(10)  # width of a pixel over its height, or the reverse; beyond, the header is wrong
 _SIZES = 64  # frame sizes of one stream whose pixels' shape is noted
 _SHORTFALL = Fraction(1, 2)  # seconds that may be missing at the end before a file is reported as incomplete
 
@@ -98,8 +97,11 @@ class VideoFile(ClosingSource):
             )
         first = first_two[0]
         single = len(first_two) == 1
-        self._stated = _stated_seconds(stream)
-        rate = nominal_rate(stream.guessed_rate, stream.average_rate, self._stated)
+        self._stated = stated_seconds(stream)
+        average, seconds = stream.average_rate, self._stated
+        if self.seekable and is_doubtful(stream.guessed_rate, average):
+            average, seconds = measured_rate(self.path, self._number) or (average, seconds)
+        rate = nominal_rate(stream.guessed_rate, average, seconds)
         if single and (rate not in STANDARD_RATES or not stream.average_rate):
             rate = STILL_RATE
         self.changes: dict[str, str] = {}
@@ -119,13 +121,12 @@ class VideoFile(ClosingSource):
         if choice:
             log.warning("%s", choice)
         self.color = read_tags(first, stream)
-        aspect = _plausible_aspect(stream.sample_aspect_ratio)
-        if kind in _NO_ASPECT:  # FFmpeg gives the last one that it met while it probed the stream
-            aspect = _plausible_aspect(stream.codec_context.sample_aspect_ratio)
+        aspect = first_aspect(container, stream)
         size = (first.width, first.height)
         self._aspects[size] = aspect
+        self._count: int | None = None
         self._photo = single and self._stated is None  # FFmpeg gives some of them a duration of one second
-        self.frame_estimate = 1 if self._photo else _estimate(container, stream, self.fps, self._stated)
+        self.frame_estimate = 1 if self._photo else estimate_frames(container, stream, self.fps, self._stated)
         transposed = Orientation.of(first).transpose
         self.width, self.height = size[::-1] if transposed else size
         self.pixel_aspect = 1 / aspect if transposed else aspect
@@ -155,6 +156,20 @@ class VideoFile(ClosingSource):
             message = "%s states a length of %.2f s, but its frames end after %.2f s; it may be incomplete."
             log.warning(message, self.path, self._stated, seconds)
             self._warned = True
+
+    def counted(self) -> int:
+        """Return the number of frames that `frames` gives, by the times of all packets; nothing is decoded."""
+        if self._count is None:
+            container, stream = open_video_stream(self.path, number=self._number)
+            with container:
+                times = shown_times(container, stream, None if self.start is None else self._origin)
+                last = next(times, Shown(None, 0))
+                clock = Clock(last.pts or 0, self._time_base, self.fps)
+                clock.tick(last)
+                for last in times:
+                    clock.tick(last)
+            self._count = 1 if self._photo else max(1, clock.end(last))
+        return self._count
 
     def _decode_from(self, start: int, resources: contextlib.ExitStack) -> Iterator[av.VideoFrame]:
         """Return decoded frames from a key frame that is not after tick `start`, or from the very first one."""
@@ -198,7 +213,7 @@ class VideoFile(ClosingSource):
         for frame in decode_frames(container, stream, self._on_damage):
             size = (frame.width, frame.height)
             if size not in self._aspects and len(self._aspects) < _SIZES:
-                self._aspects[size] = _plausible_aspect(stream.codec_context.sample_aspect_ratio)
+                self._aspects[size] = coded_aspect(stream)
             yield frame
 
     def _watched(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -220,7 +235,9 @@ class VideoFile(ClosingSource):
     def _on_change(self, width: int, height: int) -> None:
         if "letterboxed" not in self.changes:
             self.changes["letterboxed"] = f"{width}x{height}"
-            message = "%s changes to %dx%d in mid-stream; such frames are scaled into %dx%d, with bars if needed."
+            message = (
+                "%s changes to %dx%d in mid-stream; such frames are scaled into %dx%d, with bars if needed."
+            )
             log.warning(message, self.path, width, height, self.width, self.height)
 
     def _on_damage(self, reason: str) -> None:
@@ -308,35 +325,3 @@ class VideoPipe(VideoFile):
             self._early_damage.append(reason)
         else:
             super()._on_damage(reason)
-
-
-def _plausible_aspect(aspect: Fraction | None) -> Fraction:
-    """Return width over height of a pixel; 1 if nothing plausible is stated."""
-    return aspect if aspect and 1 / _WIDEST <= aspect <= _WIDEST else Fraction(1)
-
-
-def _stated_seconds(stream: av.VideoStream) -> Fraction | None:
-    """Return the length that the stream states; Matroska states its end in a tag, as hours:minutes:seconds."""
-    if stream.duration and stream.time_base:
-        return Fraction(stream.duration * stream.time_base)
-    try:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        end = (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
-    except (KeyError, ValueError):
-        return None
-    begin = stream.start_time * stream.time_base if stream.start_time and stream.time_base else 0
-    return end - begin if end > begin else None
-
-
-def _estimate(
-    container: InputContainer, stream: av.VideoStream, fps: Fraction, stated: Fraction | None
-) -> int | None:
-    """Return the number of frames at `fps` that the container states."""
-    if stated is not None:
-        return max(1, round(stated * fps))
-    if stream.frames:
-        rate = stream.average_rate
-        return max(1, round(stream.frames * fps / rate)) if rate else stream.frames
-    if container.format.name.endswith("_pipe"):  # a still image
-        return 1
-    return max(1, round(container.duration * fps / av.time_base)) if container.duration else None
