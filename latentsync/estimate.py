@@ -12,7 +12,7 @@ from ..memsafe import DeviceInfo, MemoryMode, MemoryPlan, ModelShape, VideoShape
 from ..memsafe.batching.history import History, default_history_path
 from ..memsafe.device.probe import GIB
 from .audio import AudioSource
-from .config import ModelConfig, SyncOptions
+from .config import ModelConfig, Sampling, SyncOptions
 from .models.unet import UNet3DConditionModel
 from .models.whisper import AudioEncoder
 from .report import Report
@@ -148,9 +148,10 @@ class ThroughputHistory:
         self._history = None if path is None else History(path)
 
     def record_run(self, info: DeviceInfo, config: ModelConfig, options: SyncOptions, report: Report) -> None:
-        """Record a finished run, unless it was short or ran out of memory and took other steps than planned."""
+        """Record a finished run, unless it was short, changed its plan as memory ran out, or approximated steps."""
         computed = report.frames - report.resumed
-        if report.retries or computed < _FEWEST_WINDOWS * config.num_frames:
+        exact = options.sampling == Sampling(options.steps, guidance=options.guidance)
+        if report.retries or not exact or computed < _FEWEST_WINDOWS * config.num_frames:
             return
         resolution = options.resolution or config.resolution
         key = throughput_key(info, config.name, resolution, options.guidance > 1, str(report.plan["dtype"]))

@@ -39,6 +39,7 @@ from .weights.loading import ModelBundle
 from .windows import nearest_present, pingpong_indices
 from .workload import compiled_blocks
 
+
 @dataclass(frozen=True)
 class GeneratedFace:
     """One face as the networks generated it."""

@@ -173,6 +173,7 @@ class LipSyncPipeline:
             replay = stack.enter_context(ReplayBuffer.planned(runtime.plan, scratch))
             self._free_under_pressure(replay, collector)
             report.begin(self.bundle.config.name, runtime, source)
+            report.sampling = {"level": options.optimization_level.value, **asdict(options.sampling)}
             self._latents.begin_run(runtime.device, hot_budget(runtime.info))
             stack.callback(self._latents.end_run)
             before = self._latents_used()

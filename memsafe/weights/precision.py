@@ -48,9 +48,6 @@ def autocast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Abs
 
 
 @contextmanager
-def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Convert the weights of `module` to float32 on `device` inside the context, and restore them afterwards.
-@contextmanager
 def fp16_accumulation(card: str) -> Iterator[None]:
     """Let GeForce cards add up products of float16 in float16 inside the context; `card`: the name of the GPU.
 
@@ -68,6 +65,9 @@ def fp16_accumulation(card: str) -> Iterator[None]:
         matmul.allow_fp16_accumulation = before
 
 
+@contextmanager
+def in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Convert the weights of `module` to float32 on `device` inside the context, and restore them afterwards.
 
     For CPUs, which compute in half precision many times slower: measured, a small UNet 7 and a VAE 86 times.
     """
