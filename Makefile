@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-model test test-fast fuzz comfy lint bench bench-quality setup clean
+.PHONY: demo demo-model test test-fast fuzz comfy lint bench bench-curve bench-quality setup clean
 
 setup: $(VENV)/.installed
 
@@ -49,6 +49,12 @@ bench: setup
 	$(BIN)/python benchmarks/vram_plan.py
 	$(BIN)/python benchmarks/call_count.py
 	$(BIN)/python benchmarks/memory.py
+
+# PSNR and sync score against time for every way to denoise: JSON and the README's picture. What is in
+# benchmarks/quality_curve.json is not measured again; a new face takes about 8 minutes of processor time.
+bench-curve: setup
+	$(BIN)/python -m pip install --quiet -c tests/constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/quality_curve.py
 
 bench-quality: setup
 	$(BIN)/python -m latentsync_memsafe.tools.demo_model.quality
