@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CheckpointError, InputError
+from .levels import AGGRESSIVE, OptimizationLevel, Sampling, Solver
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -51,21 +52,6 @@ class MissingFace(str, Enum):
     ERROR = "error"  # the run ends with a FaceError
 
 
-class OptimizationLevel(str, Enum):
-    """What a run may trade for speed."""
-
-    CONSERVATIVE = "conservative"  # exact, without compilation
-    BALANCED = "balanced"  # changes of rounding only: compilation, and the precision the hardware is made for
-    AGGRESSIVE = "aggressive"  # approximations of measured quality as well (see AGGRESSIVE below)
-
-
-class Solver(str, Enum):
-    """Integration of the denoising process."""
-
-    DDIM = "ddim"  # as published (Song et al. 2020, arXiv:2010.02502)
-    DPM = "dpm++"  # DPM-Solver++ of second order, multistep (Lu et al. 2022, arXiv:2211.01095)
-
-
 class Compile(str, Enum):
     """Use of torch.compile."""
 
@@ -88,34 +74,6 @@ class Encoder(str, Enum):
     AUTO = "auto"  # a hardware encoder where one works, else x264
     X264 = "x264"
     HARDWARE = "hardware"  # NVENC, Quick Sync, AMF or VideoToolbox
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one run denoises, with every choice made."""
-
-    steps: int
-    solver: Solver = Solver.DDIM
-    guidance: float = 1.5  # 1: none
-    cache_interval: int = 1  # every how many steps the whole UNet is computed
-    guidance_interval: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # shares of the steps between which guidance is applied
-
-    def is_guided(self, step: int) -> bool:
-        """Tell whether step number `step` is guided."""
-        start, end = self.guidance_interval
-        return self.guidance > 1 and start * self.steps <= step < end * self.steps
-
-    def is_full(self, step: int) -> bool:
-        """Tell whether step number `step` computes the whole UNet; the first and the last one always do.
-
-        One in `cache_interval` steps does, evenly spaced from the first to the last.
-        """
-        gaps = max(math.ceil(self.steps / self.cache_interval) - 1, 1)
-        last = max(self.steps - 1, 1)
-        return step == round(round(step * gaps / last) * last / gaps)
 
 
 @dataclass(frozen=True)
@@ -221,11 +179,6 @@ class SyncOptions:
     def permissions(self) -> tuple[str, ...]:
         """Names of the fallback options that are set."""
         return tuple(name for name in FALLBACKS if getattr(self, name))
-
-
-# The approximations of the level `aggressive`, beside half the steps: the best point of the measured curve
-# (`benchmarks/quality_curve.py`).
-AGGRESSIVE: Mapping[str, Any] = {"solver": Solver.DPM, "cache_interval": 3}
 
 
 @dataclass(frozen=True)

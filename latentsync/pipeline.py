@@ -6,14 +6,13 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -49,8 +48,6 @@ from .windows import grouped, take
 from .workload import translate_oom, workload_for
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PARITY_FPS = Fraction(25)  # the published code indexes the audio as if every video had 25 fps
 LATENT_CACHE_BYTES = 64 * 2**20  # of host memory: 455 encoded faces of 512 px
@@ -189,7 +186,7 @@ class LipSyncPipeline:
             times = accumulate(repeat(interval), initial=Fraction(0))
             runtime.progress.report("prepare", 0, total)
 
-            shown = _timed(timeline(source, total, options.extend, replay), runtime, "read")
+            shown = runtime.timed(timeline(source, total, options.extend, replay), "read")
             decoded = stack.enter_context(closing(prefetch(shown, runtime.plan.decode_ahead)))
             audio_windows = features.windows(times)
             at_once = runtime.frames_at_once(self.bundle.config.num_frames)
@@ -338,16 +335,3 @@ def _check_faces(locator: FaceLocator, options: SyncOptions, report: Report) -> 
 def _video_seconds(source: FrameSource) -> Fraction | None:
     frames = counted_frames(source)
     return Fraction(frames) / source.fps if frames else None
-
-
-def _timed(items: Iterable[T], runtime: Runtime, stage: str) -> Iterator[T]:
-    """Yield the same items, and add the time it takes to make them to the stage's seconds."""
-    iterator = iter(items)
-    while True:
-        start = time.perf_counter()
-        item = next(iterator, None)
-        runtime.seconds[stage] += time.perf_counter() - start
-        if item is None:
-            return
-        yield item
-        del item  # so that it is not held while the next one is made

@@ -70,7 +70,8 @@ class Report:
     def describe_audio(self, audio: AudioSource, seconds: Fraction) -> None:
         """Set length and facts of the driving audio, which has been read to its end."""
         self.audio_duration = float(seconds)
-        self.audio = audio.facts() if hasattr(audio, "facts") else {}  # a source of the caller's may have none
+        # A source of the caller's may state no facts.
+        self.audio = audio.facts() if hasattr(audio, "facts") else {}
 
     def add_frame(self, has_face: bool) -> None:
         """Count one more output frame."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ..memsafe import weight_dtype
-from .config import Sampling, Solver
 from .errors import CheckpointError, NumericalError, Remedy, first_line
+from .levels import Sampling, Solver
 from .models.attention import AudioConditioning
 from .models.feature_cache import FeatureCache
 from .models.unet import UNet3DConditionModel

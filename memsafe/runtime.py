@@ -200,6 +200,18 @@ class Runtime:
         [result] = self.run_batched(lambda _: [fn()], [None], task=task, network=network, most=1)
         return result
 
+    def timed(self, items: Iterable[T], stage: str) -> Iterator[T]:
+        """Yield the same items, and add the time it takes to make them to the stage's seconds."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            item = next(iterator, None)
+            self.seconds[stage] += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+            del item  # so that it is not held while the next one is made
+
     def free_under_pressure(
         self, name: str, act: Callable[[], object], *, cost: float, on_device: bool = False
     ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,6 +12,7 @@ from ..validation import LARGEST_SIDE
 from ..video.formats import Preset
 from ..video.length import LengthMode
 from .models import AS_NODE, OFFLOADS, PRECISIONS
+from .widgets import choice, integer, number
 
 ATTENTION_MODES = ["flex", "flash", "standard"]
 LARGEST_COUNT = 2**31 - 1  # frames
@@ -71,14 +70,14 @@ def _generation() -> list[Any]:
         ),
         _inference_steps("Number of denoising steps. The time grows in proportion."),
         _memory_mode("How much of the free GPU memory and main memory the batches may use."),
-        _choice(
+        choice(
             "attention_mode",
             ATTENTION_MODES,
             "flash",
             "flash: the fastest kernels of this device. standard: the plain formula. flex: gives the lips more "
             "weight than in training, which changes the result.",
         ),
-        _choice(
+        choice(
             "output_mode",
             ["auto", "video_file", "frames"],
             "auto",
@@ -92,21 +91,21 @@ def _generation() -> list[Any]:
 
 def _face() -> list[Any]:
     return [
-        _choice(
+        choice(
             "face_selection",
             ["largest", "index", "position"],
             "largest",
             "Face to sync: the largest, the one with face_index, or the one at face_x, face_y. It is tracked from "
             "then on.",
         ),
-        _integer(
+        integer(
             "face_index",
             "For face_selection index: position from the left, starting at 0, in the first frame with a face.",
             most=99,
         ),
-        _integer("face_x", "For face_selection position: pixels from the left edge.", most=LARGEST_SIDE),
-        _integer("face_y", "For face_selection position: pixels from the top edge.", most=LARGEST_SIDE),
-        _choice(
+        integer("face_x", "For face_selection position: pixels from the left edge.", most=LARGEST_SIDE),
+        integer("face_y", "For face_selection position: pixels from the top edge.", most=LARGEST_SIDE),
+        choice(
             "missing_face",
             MissingFace,
             "keep",
@@ -140,7 +139,7 @@ def _fallbacks() -> list[Any]:
 
 def _speed() -> list[Any]:
     return [
-        _choice(
+        choice(
             "optimization_level",
             OptimizationLevel,
             SyncOptions.optimization_level.value,
@@ -149,7 +148,7 @@ def _speed() -> list[Any]:
             "inference_steps.",
             optional=True,
         ),
-        _choice(
+        choice(
             "encoder",
             Encoder,
             SyncOptions.encoder.value,
@@ -162,27 +161,27 @@ def _speed() -> list[Any]:
 def loader_inputs(models: list[str]) -> list[Any]:
     """Return the inputs of the model loader. models: names and files to choose from."""
     return [
-        _choice(
+        choice(
             "checkpoint",
             models,
             "1.6",
             "1.6 (512 px), 1.5 (256 px), demo (small, included), or a folder or file in models/latentsync. "
             "extra_model_paths.yaml can add folders under latentsync.",
         ),
-        _choice(
+        choice(
             "precision",
             PRECISIONS,
             "auto",
             "Weight precision. auto: fp16 or bf16 on a GPU, fp32 on a CPU. int8: most UNet weights in 8 bits, which "
             "takes half the memory and changes the result slightly.",
         ),
-        _choice(
+        choice(
             "attention",
             [AS_NODE, *ATTENTION_MODES],
             AS_NODE,
             "Overrides attention_mode of the sync nodes that use this model.",
         ),
-        _choice(
+        choice(
             "offload",
             OFFLOADS,
             "auto",
@@ -207,23 +206,23 @@ def load_video_inputs(files: list[str]) -> list[Any]:
             upload=io.UploadType.video,
             tooltip="Video in ComfyUI's input folder. Drop a file here or upload one.",
         ),
-        _number(
+        number(
             "force_rate",
             "Frames per second of the output. Frames are repeated or dropped; the duration stays. 0: as in the file.",
             most=240.0,
         ),
-        _integer(
+        integer(
             "skip_first_frames",
             "Frames to drop at the beginning, counted after force_rate. The audio starts with the first frame that "
             "is kept.",
             most=LARGEST_COUNT,
         ),
-        _integer(
+        integer(
             "frame_load_cap",
             "Maximum number of frames. The audio ends with the last one. 0: no limit.",
             most=LARGEST_COUNT,
         ),
-        _integer(
+        integer(
             "select_every_nth",
             "Keep one of every n frames. The frame rate is divided by n, so the speed stays the same.",
             default=1,
@@ -238,7 +237,7 @@ def length_inputs() -> list[Any]:
     return [
         io.MultiType.Input("video", [io.Video, io.Image], tooltip="Frames: VIDEO of any length, or IMAGE."),
         io.Audio.Input("audio", tooltip="Audio to match."),
-        _choice(
+        choice(
             "mode",
             LengthMode,
             "bounce",
@@ -255,28 +254,28 @@ def audio_inputs() -> list[Any]:
     """Return the inputs of the node that edits audio, in the order in which it applies them."""
     return [
         io.Audio.Input("audio", tooltip="Audio to edit."),
-        _number("start", "Start of the part to keep, in seconds.", most=LONGEST),
-        _number("duration", "Length of that part in seconds. 0: to the end.", most=LONGEST),
-        _number(
+        number("start", "Start of the part to keep, in seconds.", most=LONGEST),
+        number("duration", "Length of that part in seconds. 0: to the end.", most=LONGEST),
+        number(
             "offset",
             "Shift of the audio against the video in seconds: positive inserts silence before it, negative drops its "
             "beginning.",
             least=-LONGEST,
             most=LONGEST,
         ),
-        _number(
+        number(
             "gain_db",
             "Gain in decibels; 6 doubles the samples. Values beyond full scale are clipped only in files.",
             least=-60.0,
             most=60.0,
             step=0.1,
         ),
-        _integer(
+        integer(
             "sample_rate",
             "Samples per second of the output, such as 16000 or 48000. 0: unchanged.",
             most=192000,
         ),
-        _number("silence_after", "Silence to append, in seconds.", most=LONGEST),
+        number("silence_after", "Silence to append, in seconds.", most=LONGEST),
     ]
 
 
@@ -291,7 +290,7 @@ def save_inputs() -> list[Any]:
             tooltip="Start of the file name, optionally with a folder below ComfyUI's output folder. Codes such as "
             "%date:yyyy-MM-dd% and %width% are filled in.",
         ),
-        _choice(
+        choice(
             "format",
             Preset,
             Preset.MP4.value,
@@ -299,7 +298,7 @@ def save_inputs() -> list[Any]:
             "encodes, on an NVIDIA GPU or another maker's; where none works it does the same as mp4, with a warning "
             "in the log. mkv is for programs that have trouble with mp4. ProRes is for editing.",
         ),
-        _integer(
+        integer(
             "crf",
             "H.264 quality where frames are encoded: 0 best, 51 worst; 16 is hard to tell from the original. ProRes "
             "has a fixed quality.",
@@ -327,42 +326,24 @@ def plan_inputs() -> list[Any]:
     ]
 
 
-def _choice(
-    name: str, options: Iterable[str], default: str, tooltip: str, *, optional: bool = False
-) -> io.Combo.Input:
-    """options: texts, or an enum of texts."""
-    texts = [option.value if isinstance(option, Enum) else option for option in options]
-    return io.Combo.Input(name, options=texts, default=default, tooltip=tooltip, optional=optional)
-
-
-def _integer(name: str, tooltip: str, *, most: int, least: int = 0, default: int = 0) -> io.Int.Input:
-    return io.Int.Input(name, default=default, min=least, max=most, tooltip=tooltip)
-
-
-def _number(
-    name: str, tooltip: str, *, most: float, least: float = 0.0, default: float = 0.0, step: float = 0.01
-) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=least, max=most, step=step, tooltip=tooltip)
-
-
 def _frame_rate(
     tooltip: str = "Frame rate of IMAGE input. A VIDEO has its own frame rate, and this is ignored.",
     step: float = 0.01,
 ) -> io.Float.Input:
-    return _number("fps", tooltip, default=25.0, least=1.0, most=240.0, step=step)
+    return number("fps", tooltip, default=25.0, least=1.0, most=240.0, step=step)
 
 
 def _lips_expression(tooltip: str) -> io.Float.Input:
-    return _number("lips_expression", tooltip, default=SyncOptions.guidance, least=1.0, most=3.0, step=0.1)
+    return number("lips_expression", tooltip, default=SyncOptions.guidance, least=1.0, most=3.0, step=0.1)
 
 
 def _inference_steps(tooltip: str) -> io.Int.Input:
-    return _integer("inference_steps", tooltip, default=SyncOptions.steps, least=1, most=LARGEST_STEPS)
+    return integer("inference_steps", tooltip, default=SyncOptions.steps, least=1, most=LARGEST_STEPS)
 
 
 def _memory_mode(tooltip: str) -> io.Combo.Input:
-    return _choice("memory_mode", MemoryMode, MemoryMode.BALANCED.value, tooltip)
+    return choice("memory_mode", MemoryMode, MemoryMode.BALANCED.value, tooltip)
 
 
 def _vram_limit(tooltip: str) -> io.Float.Input:
-    return _number("vram_limit_gb", tooltip, most=1024.0, step=0.5)
+    return number("vram_limit_gb", tooltip, most=1024.0, step=0.5)
