@@ -23,4 +23,4 @@ class AttentionMode(str, Enum):
     @property
     def default_weight(self) -> float:
         """Weight of keys in the weighted region unless the user sets one; 1 is the trained model."""
-        return 2.0 if self is AttentionMode.FLEX else 1.0
+        return 1.5 if self is AttentionMode.FLEX else 1.0

@@ -580,4 +580,4 @@ def test_an_unknown_mode_is_refused() -> None:
 
 def test_weights_unless_the_user_says_otherwise() -> None:
     weights: dict[str, float] = {mode.value: mode.default_weight for mode in AttentionMode}
-    assert weights == {"standard": 1.0, "flash": 1.0, "flex": 2.0}
+    assert weights == {"standard": 1.0, "flash": 1.0, "flex": 1.5}
