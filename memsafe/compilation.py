@@ -82,13 +82,13 @@ class CompiledBlocks:
             return "it was not asked for"
         if self._failure is not None:
             return self._failure
-        if plan.offload or plan.stream_weights or any(is_parametrized(part) for part in model.modules()):
-            return "the weights are offloaded, streamed or in int8"
         if self.wanted is None:
             if plan.device.type != "cuda":
                 return f"on this device ({plan.device.type}) it saves no time"
             if remaining is None or remaining < WORTHWHILE:
                 return "the run is too short"
+        if plan.offload or plan.stream_weights or any(is_parametrized(part) for part in model.modules()):
+            return "the weights are offloaded, streamed or in int8"
         return missing_compiler(plan.device)
 
     def _call(self, block: nn.Module, *inputs: Tensor) -> Any:
