@@ -46,7 +46,10 @@ def run_all(commands: dict[str, list[str]], folder: Path) -> dict[str, tuple[int
 def test_help_and_rejected_options_import_neither_numpy_nor_torch(tmp_path: Path) -> None:
     commands = {
         "help": ["--help"],
-        **{f"help of {name}": [name, "--help"] for name in ("demo", "sync", "plan", "bench", "train", "doctor")},
+        **{
+            f"help of {name}": [name, "--help"]
+            for name in ("demo", "sync", "plan", "bench", "train", "doctor")
+        },
         "unknown command": ["dance"],
         "unknown choice": ["sync", "--video=a", "--audio=b", "--out=c", "--extend=magic"],
         "missing option": ["sync"],

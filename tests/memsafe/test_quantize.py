@@ -37,7 +37,7 @@ def scene() -> np.ndarray:
 
 def synced(networks: ModelBundle) -> np.ndarray:
     networks.detector = PointsDetector([POINTS] * COUNT)
-    options = SyncOptions(steps=4, resolution=64)
+    options = SyncOptions(steps=4, resolution=64, optimization_level="conservative")
     stream = LipSyncPipeline(networks, Runtime.auto("cpu")).stream(
         scene(), (tones(COUNT / 25), 16_000), options
     )

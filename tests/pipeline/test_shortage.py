@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -45,6 +46,7 @@ class Failing:
     """Three packets and their decoder, of which one call fails."""
 
     name = "a file"
+    format = SimpleNamespace(name="mov")
 
     def __init__(self, where: str, error: Exception) -> None:
         self._where, self._error = where, error

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 PACK = "latentsync_memsafe"
-ADAPTER = ("errors", "host", "inputs", "media", "models", "outputs", "sync")
+ADAPTER = ("errors", "host", "inputs", "media", "models", "outputs", "sync", "widgets")
 NODE_MODULES = {"nodes": "nodes", **{name: f"latentsync.comfyui.{name}" for name in ADAPTER}}
 
 
@@ -218,6 +218,10 @@ def install(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeComfy, Sim
     for name in NODE_MODULES.values():  # neither those of another test, nor these for the next
         monkeypatch.setitem(sys.modules, f"{PACK}.{name}", None)
         del sys.modules[f"{PACK}.{name}"]
+        parent, _, child = f"{PACK}.{name}".rpartition(".")
+        vars(sys.modules.get(parent, fake)).pop(
+            child, None
+        )  # `from parent import child` would take it from there
     return fake, SimpleNamespace(
         **{n: importlib.import_module(f"{PACK}.{m}") for n, m in NODE_MODULES.items()}
     )
