@@ -75,13 +75,16 @@ class VideoFile(ClosingSource):
         number: int | None = None,
         deinterlace: Deinterlace = Deinterlace.AUTO,
     ) -> None:
-        self.path, self._number, self._deinterlace = path, number, deinterlace
-        self._warned = False
-        self._aspects: dict[tuple[int, int], Fraction] = {}  # of a stored pixel, by frame size
+        self._begin(path, number, deinterlace)
         container, stream = open_video_stream(path, number=number)
         with container:
             first_two = list(islice(decode_frames(container, stream, self._on_damage), 2))
             self._describe(container, stream, first_two, fps)
+
+    def _begin(self, path: Path, number: int | None, deinterlace: Deinterlace) -> None:
+        self.path, self._number, self._deinterlace = path, number, deinterlace
+        self._warned = False
+        self._aspects: dict[tuple[int, int], Fraction] = {}  # of a stored pixel, by frame size
 
     def _describe(
         self,
@@ -258,9 +261,7 @@ class VideoPipe(VideoFile):
         number: int | None = None,
         deinterlace: Deinterlace = Deinterlace.AUTO,
     ) -> None:
-        self.path, self._number, self._deinterlace = path, number, deinterlace
-        self._warned = False
-        self._aspects: dict[tuple[int, int], Fraction] = {}  # of a stored pixel, by frame size
+        self._begin(path, number, deinterlace)
         self._used = False
         self._lock = threading.Lock()  # held while a frame is decoded, during which nothing may be closed
         # Damage is reported only once it is known that there is a video at all.
