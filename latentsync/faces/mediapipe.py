@@ -1,13 +1,14 @@
 """MediaPipe's full-range face detector and 468-point landmarks, in torch or in OpenCV.
 
-The detector gets the whole frame in a 192 x 192 square and returns one candidate for each cell of a 48 x 48 grid.
+The detector gets the whole frame in a 192 x 192 square and returns one candidate for each cell of a 48 x 48 grid. A
+face of less than about 8 pixels in it is not found, so a large frame without a face is searched again in tiles.
 Source of the formulas: MediaPipe's face_detection_full_range graph (anchors of fixed size 1, weighted non-maximum
 suppression).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,9 @@ OVERLAP = 0.3  # candidates overlapping the best one by more (intersection over 
 MIN_SCORE = 0.5  # of the detector
 MIN_FLAG = 0.5  # of the landmark network: below, the crop holds no face (MediaPipe's default)
 SAME_FACE = 0.5  # two sets of points overlapping by more (intersection over union) are one face found twice
+
+LEAST_TILE = 960  # pixels, side of the smallest part of a frame that is searched by itself
+LEAST_FACE = 40  # pixels, height of the smallest face that is looked for in tiles
 
 # (scale, shift) from 0..255 to the input of each network
 DETECTOR_RANGE = (1 / 127.5, -1.0)
@@ -88,7 +92,31 @@ class FaceMeshDetector:
         regions = [
             Region(i, Crop.around(p.box, p.eyes), p.score) for i, some in enumerate(found) for p in some
         ]
-        return self.settle(list(frames), regions)
+        faces = self.settle(list(frames), regions)
+        return [
+            some or self._search_tiles(frame, len(frames)) for frame, some in zip(frames, faces, strict=True)
+        ]
+
+    def _search_tiles(self, frame: np.ndarray, batch: int) -> list[Landmarks]:
+        """Return the faces that are too small for a view of the whole frame, from the first level that shows one."""
+        for tiles in levels_of_tiles(*frame.shape[:2]):
+            regions = []
+            for start in range(0, len(tiles), batch):
+                some = tiles[start : start + batch]
+                views = np.stack([frame[rows, columns] for rows, columns in some])
+                letterbox = Letterbox.of(*views.shape[1:3])
+                outputs = zip(*self.detection(letterbox.shrink(views)), strict=True)
+                self.calls.detector += len(some)
+                for (rows, columns), (regression, logits) in zip(some, outputs, strict=True):
+                    corner = np.array([columns.start, rows.start])
+                    for found in decode(regression, logits, letterbox, MIN_SCORE):
+                        crop = Crop.around(found.box + np.tile(corner, 2), found.eyes + corner)
+                        regions.append(Region(0, crop, found.score))
+            [faces] = self.settle([frame], regions)
+            large = [face for face in faces if face.box[3] - face.box[1] >= LEAST_FACE]
+            if large:
+                return large
+        return []
 
     def settle(self, frames: Sequence[np.ndarray], regions: Sequence[Region]) -> list[list[Landmarks]]:
         """Return the distinct faces of each frame that are found in or near the regions, highest score first.
@@ -202,6 +230,25 @@ class Proposal:
     box: np.ndarray  # float64 [4]: x0, y0, x1, y1
     score: float  # 0 .. 1
     eyes: np.ndarray  # float64 [2, 2]: the image's left eye, the right eye; x, y
+
+
+def levels_of_tiles(height: int, width: int) -> Iterator[list[tuple[slice, slice]]]:
+    """Yield the rows and columns of overlapping tiles of a frame, the largest tiles first; none for a small frame.
+
+    Each level has tiles of half the side of the one before. Neighbours overlap by a quarter, which is more than a
+    face that the level before could not show.
+    """
+    side = max(height, width)
+    while side > LEAST_TILE:
+        side = max(-(-side // 2), LEAST_TILE)
+        yield [(rows, columns) for rows in _spans(height, side) for columns in _spans(width, side)]
+
+
+def _spans(length: int, side: int) -> list[slice]:
+    if length <= side:
+        return [slice(0, length)]
+    gaps = -(-4 * (length - side) // (3 * side))
+    return [slice(start, start + side) for start in (i * (length - side) // gaps for i in range(gaps + 1))]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import av
@@ -24,6 +24,7 @@ from latentsync_memsafe.latentsync.faces.mediapipe import (
     MediaPipeDetector,
     OpenCVDetector,
     decode,
+    levels_of_tiles,
     merge,
 )
 from latentsync_memsafe.latentsync.faces.tflite import TfliteGraph, same_padding
@@ -32,7 +33,7 @@ from latentsync_memsafe.memsafe import Runtime
 
 from support.face_networks import BOX_40, Invented, patches, red_patches
 from support.paths import clip, face_models
-from support.portrait import tones
+from support.portrait import portrait_frames, tones
 from support.small_models import tiny_bundle
 
 BLACK = np.zeros((1, 8, 8, 3), np.uint8)
@@ -471,6 +472,44 @@ def test_points_move_with_the_frame(detector: MediaPipeDetector) -> None:
         error = points - base - np.array(shift)
         assert np.abs(error).mean() < 0.6
         assert np.abs(error).max() < 1.6
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (2160, 3840), (4320, 7680), (1920, 1080), (961, 200)])
+def test_tiles_cover_the_frame_and_hold_every_face_that_larger_ones_miss(size: tuple[int, int]) -> None:
+    """A face of 8 of 192 pixels in a tile of the level before is whole in one tile, wherever it is."""
+    before = max(size)
+    for tiles in levels_of_tiles(*size):
+        face = before * 8 // 192
+        for axis, length in enumerate(size):
+            spans = sorted({(tile[axis].start, tile[axis].stop) for tile in tiles})
+            assert spans[0][0] == 0 and spans[-1][1] == length
+            assert all(end - start >= face for (_, end), (start, _) in pairwise(spans))
+        before = max(tiles[0][0].stop - tiles[0][0].start, tiles[0][1].stop - tiles[0][1].start)
+    assert before == min(max(size), 960)
+
+
+def test_a_frame_of_at_most_960_pixels_is_not_divided() -> None:
+    assert list(levels_of_tiles(540, 960)) == []
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (900, 2222), (9999, 9999)])
+def test_a_face_too_small_for_the_whole_frame_is_found_in_tiles(
+    detector: MediaPipeDetector, corner: tuple[int, int]
+) -> None:
+    (portrait,) = portrait_frames(1)
+    [[large]] = detector.detect(portrait[None])
+    scale = 80 / (large.box[3] - large.box[1])
+    small = cv2.resize(portrait, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    frame = np.full((2160, 3840, 3), 96, np.uint8)
+    y, x = (min(at, room - small.shape[0]) for at, room in zip(corner, (2160, 3840), strict=True))
+    frame[y : y + small.shape[0], x : x + small.shape[1]] = small
+    before = detector.calls.detector
+    [[face]] = detector.detect(frame[None])
+    assert detector.calls.detector > before + 1
+    assert np.abs(face.points - (large.points * scale + (x, y))).max() < 3
+    before = detector.calls.detector
+    detector.detect(portrait[None])
+    assert detector.calls.detector == before + 1  # no tiles where a face is found
 
 
 @pytest.mark.clips
