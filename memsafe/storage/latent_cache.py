@@ -36,11 +36,12 @@ FORMAT = 1  # of the file's table; the content of another format is deleted
 WAITING_BYTES = 8 * 2**20  # compressed faces held in RAM until they are written in one transaction
 _FREE_SHARE = 4  # the file never takes more than this part of the free disk
 _TIMEOUT = 5.0  # seconds to wait for another process
-_SCHEMA = f"""
-DROP TABLE IF EXISTS latents;
-CREATE TABLE latents (key BLOB PRIMARY KEY, used REAL NOT NULL, value BLOB NOT NULL);
-PRAGMA user_version = {FORMAT};
-"""  # used: start of the last run that needed the entry, in seconds since 1970
+_SCHEMA = (
+    "DROP TABLE IF EXISTS latents",
+    # used: start of the last run that needed the entry, in seconds since 1970
+    "CREATE TABLE latents (key BLOB PRIMARY KEY, used REAL NOT NULL, value BLOB NOT NULL)",
+    f"PRAGMA user_version = {FORMAT}",
+)
 
 
 def default_latent_path() -> Path | None:
@@ -315,15 +316,18 @@ class _LatentFile:
             self._database = database = sqlite3.connect(
                 self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-            if database.execute("PRAGMA user_version").fetchone() != (FORMAT,):
-                database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            with database:
+                database.execute("BEGIN IMMEDIATE")  # no other process creates the table meanwhile
+                created = database.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+                for statement in () if created else _SCHEMA:
+                    database.execute(statement)
         except (OSError, sqlite3.Error) as error:
             self._disable(error)
         return self._database
 
     def _disable(self, error: Exception) -> None:
         message = (
-            "The cache of encoded faces %s is off for this process (%s); if that stays so, delete the file."
+            "The cache of encoded faces %s is off in this process (%s); if it stays so, delete the file."
         )
         logger.warning(message, self._path, error)
         self._disabled = True

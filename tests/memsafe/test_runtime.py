@@ -28,7 +28,7 @@ from latentsync_memsafe.memsafe import (
 )
 from latentsync_memsafe.memsafe import runtime as runtime_module
 from latentsync_memsafe.memsafe.batching import pressure
-from latentsync_memsafe.memsafe.batching.pressure import Level, monitor_for
+from latentsync_memsafe.memsafe.batching.pressure import Level, PressureMonitor, monitor_for
 from latentsync_memsafe.memsafe.device import memory
 from latentsync_memsafe.memsafe.device.memory import FreeMemory
 
@@ -191,6 +191,7 @@ def test_scarce_host_memory_frees_what_the_pipeline_registered(
         plenty = synced(16)
         assert len(plenty._latents) > 0 and "Memory is scarce" not in caplog.text
         monkeypatch.setattr(memory, "available_ram", lambda: 1)
+        monkeypatch.setattr(PressureMonitor, "is_due", lambda monitor: True)  # at every batch, not by time
         scarce = synced(16)
     assert "Memory is scarce (critical): encoded faces were freed" in caplog.text
     assert len(scarce._latents) == 0 or scarce._latents.nbytes < plenty._latents.nbytes
