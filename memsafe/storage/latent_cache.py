@@ -326,9 +326,7 @@ class _LatentFile:
         return self._database
 
     def _disable(self, error: Exception) -> None:
-        message = (
-            "The cache of encoded faces %s is off in this process (%s); if it stays so, delete the file."
-        )
+        message = "The cache of encoded faces %s is off for now (%s); if that stays so, delete the file."
         logger.warning(message, self._path, error)
         self._disabled = True
         self._waiting.clear()
