@@ -23,14 +23,11 @@ class Orientation:
     mirror_y: bool = False  # top and bottom are swapped
 
     @classmethod
-    def of(cls, frame: av.VideoFrame, unstated: Orientation | None = None) -> Orientation:
-        """Return the orientation of the frame's display matrix; other angles are rounded to a quarter turn.
-
-        A frame without a matrix has the orientation `unstated`, by default upright.
-        """
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """Return the orientation of the frame's display matrix; other angles are rounded to a quarter turn."""
         data = _display_matrix(frame)
         if data is None:
-            return unstated or cls()
+            return cls()
         # Nine native 32-bit integers, rows (a b u) (c d v) (x y w): a pixel at (p, q) is displayed at
         # (a p + c q + x, b p + d q + y), x to the right and y down (ISO/IEC 14496-12, 6.2.2).
         a, b, _, c, d = struct.unpack("=5i", data[:20])

@@ -37,6 +37,7 @@ class ToUpright:
         self._aspects, self._on_change = aspects, on_change
         self._to_rgb: dict[tuple[int, int], ToRGB] = {}
         self._orientation = Orientation()
+        self._rotation: int | None = None  # degrees, of the last key frame
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the frame's picture; the caller may write into it."""
@@ -45,9 +46,7 @@ class ToUpright:
             if len(self._to_rgb) == _CONVERTERS:
                 self._to_rgb.clear()
             self._to_rgb[stored] = ToRGB(self._color, *stored)
-        # H.264 states an orientation with the key frame, and it holds up to the next one.
-        self._orientation = Orientation.of(frame, None if frame.key_frame else self._orientation)
-        orientation = self._orientation
+        orientation = self._orientation_of(frame)
         image = orientation.apply(self._to_rgb[stored](frame))
         aspect = self._aspects.get(stored, self._aspect)
         aspect = 1 / aspect if orientation.transpose else aspect
@@ -56,6 +55,16 @@ class ToUpright:
             return image
         self._on_change(width, height)
         return letterbox(image, aspect / self._aspect, *self._size)
+
+    def _orientation_of(self, frame: av.VideoFrame) -> Orientation:
+        """Return the orientation of the last key frame, with which H.264 states it.
+
+        It is read again where the rotation changes only: PyAV's side data and their frame refer to each other, so
+        a frame that was asked for them lives until garbage is collected.
+        """
+        if self._rotation is None or (frame.key_frame and frame.rotation != self._rotation):
+            self._orientation, self._rotation = Orientation.of(frame), frame.rotation
+        return self._orientation
 
 
 def letterbox(image: np.ndarray, aspect: Fraction, width: int, height: int) -> np.ndarray:

@@ -454,3 +454,16 @@ def test_real_clips(name: str) -> None:
         exact = np.clip(255 * np.stack([red, green, blue], -1), 0, 255)
         assert abs((got - exact).mean()) < 0.05  # no bias
         assert np.abs(got - exact).mean() < 1  # chroma between samples is interpolated
+
+
+def test_decoded_frames_are_freed_at_once(tmp_path: Path) -> None:
+    """And not when garbage is collected: a frame of 4K takes 12 MB, and Python does not see them."""
+    source = open_video(media.make_clip(tmp_path / "a.mp4", 40, 25))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in source.frames():
+            alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+            assert alive <= 8
+    finally:
+        gc.enable()
