@@ -232,9 +232,9 @@ def test_an_encoder_that_fails_is_replaced_without_losing_a_frame(
 def test_an_encoder_that_cannot_be_opened_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}, fallback=x264(30))
+    broken = VideoEncoding("libx264", "yuv420p", {"preset": "nonsense"}, fallback=x264(0))
     path = write(tmp_path / "a.mp4", 20, encoding=broken, audio=(TONES, 44100))
-    plain = write(tmp_path / "b.mp4", 20, crf=30, audio=(TONES, 44100))
+    plain = write(tmp_path / "b.mp4", 20, crf=0, audio=(TONES, 44100))
     (frames, times), (others, other_times) = frames_and_times(path), frames_and_times(plain)
     assert len(frames) == 20 and times == other_times
     assert all(map(np.array_equal, frames, others))
