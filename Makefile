@@ -44,6 +44,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/stages.py
+	$(BIN)/python benchmarks/denoiser.py
 	$(BIN)/python benchmarks/jitter.py
 	$(BIN)/python benchmarks/frame_pool.py
 	$(BIN)/python benchmarks/vram_plan.py

@@ -3,7 +3,7 @@
 Jitter is the root mean square of the second difference of a coordinate over time, divided by sqrt(6); for white noise
 this is its standard deviation. It includes the person's real accelerations, so it cannot reach 0. Lag is the shift, in
 frames, at which the smoothed path matches the raw path best. The points depend a little on the crop that they are
-found in; "to limit" is the mean distance from the points at which repeated crops settle. Both ways run alternately on
+found in; "to limit" is the mean distance from the points at which repeated crops refine. Both ways run alternately on
 the same frames; ms are of CPU time per frame.
 """
 
@@ -27,7 +27,7 @@ from latentsync_memsafe.latentsync.faces.track import PathSmoother
 from latentsync_memsafe.latentsync.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_ROUNDS = 3  # further rounds of crops after which the points count as settled
+LIMIT_ROUNDS = 3  # further rounds of crops after which the points count as final
 
 
 def jitter(path: np.ndarray) -> float:
@@ -59,12 +59,12 @@ def at_once(faces_of: FacesOf, frames: list[np.ndarray]) -> list[list[Face]]:
     return faces_of(frames)
 
 
-def settled(detector: FaceMeshDetector, frame: np.ndarray, face: Face) -> np.ndarray:
+def converged_points(detector: FaceMeshDetector, frame: np.ndarray, face: Face) -> np.ndarray:
     """Return the points of a face after further rounds of crops."""
     for _ in range(LIMIT_ROUNDS):
         assert face.mesh is not None
         region = Region(0, Crop.around_points(Landmarks(face.mesh, face.score)), face.score)
-        face = detector.settle([frame], [region])[0][0].face()
+        face = detector.refine([frame], [region])[0][0].face()
     return face.points
 
 
@@ -111,7 +111,9 @@ def main() -> None:
                     calls[way][0] += detector.calls.detector - before[0]
                     calls[way][1] += detector.calls.landmark - before[1]
                 width = faces[-1].box[2] - faces[-1].box[0]
-                limit += [settled(detector, frame, face) for frame, face in zip(frames, faces, strict=True)]
+                limit += [
+                    converged_points(detector, frame, face) for frame, face in zip(frames, faces, strict=True)
+                ]
         for way, points in paths.items():
             raw, count = np.stack(points), len(points)
             smooth = smoothed(raw)

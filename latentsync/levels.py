@@ -10,7 +10,7 @@ from typing import Any
 
 
 class OptimizationLevel(str, Enum):
-    """What a run may trade for speed."""
+    """Trade-off of a run between exactness and speed."""
 
     CONSERVATIVE = "conservative"  # exact, without compilation
     BALANCED = "balanced"  # changes of rounding only: compilation, and the precision the hardware is made for
@@ -26,7 +26,7 @@ class Solver(str, Enum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one run denoises, with every choice made."""
+    """Settings of the denoising steps of one run, with every choice made."""
 
     steps: int
     solver: Solver = Solver.DDIM

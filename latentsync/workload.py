@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ..memsafe import (
     CompiledBlocks,
@@ -41,13 +42,16 @@ def workload_for(
         steps.append("two_pass_guidance")
     if hasattr(bundle.vae, "enable_tiling"):
         steps.append("vae_tiling")
+    shape = shape_of(bundle)
+    if shape is not None and options.sampling.cache_interval > 1:
+        shape = replace(shape, kept_planes=2)  # of a FeatureCache: the kept state and its slope
     conservative = runtime.optimizer.memory_mode is MemoryMode.CONSERVATIVE
     level = options.optimization_level
     return Workload(
         networks=(bundle.unet, bundle.vae, bundle.audio_encoder),
         denoiser=bundle.unet,
         keep_precise=IMPORTANT_LAYERS,
-        shape=shape_of(bundle),
+        shape=shape,
         resolution=resolution,
         window_frames=bundle.config.num_frames,
         video=video,

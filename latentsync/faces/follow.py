@@ -115,12 +115,12 @@ class FaceFollower:
         """Return the faces of these frames that are found from the regions of the known ones."""
         crops = [(_crop_around(face), face.score) for face in self._known]
 
-        def settle(batch: list[np.ndarray]) -> list[list[Face]]:
+        def refine(batch: list[np.ndarray]) -> list[list[Face]]:
             regions = [Region(k, crop, score) for k in range(len(batch)) for crop, score in crops]
-            return [[mesh.face() for mesh in some] for some in self._detector.settle(batch, regions)]
+            return [[mesh.face() for mesh in some] for some in self._detector.refine(batch, regions)]
 
         return (
-            dict(zip(indices, self._run(settle, [frames[i] for i in indices]), strict=True))
+            dict(zip(indices, self._run(refine, [frames[i] for i in indices]), strict=True))
             if indices
             else {}
         )

@@ -36,7 +36,7 @@ LANDMARK_RANGE = (1 / 255, 0.0)
 
 # Largest motion of a corner between the region that points were found in and the one around them, in widths of
 # the region. The region's error shrinks to about a fifth in each pass, so these points are final within noise.
-SETTLED = 0.007
+CONVERGED = 0.007
 MAX_PASSES = 4
 
 # uint8 [n, 192, 192, 3] RGB -> the network's two outputs
@@ -92,7 +92,7 @@ class FaceMeshDetector:
         regions = [
             Region(i, Crop.around(p.box, p.eyes), p.score) for i, some in enumerate(found) for p in some
         ]
-        faces = self.settle(list(frames), regions)
+        faces = self.refine(list(frames), regions)
         return [
             some or self._search_tiles(frame, len(frames)) for frame, some in zip(frames, faces, strict=True)
         ]
@@ -112,17 +112,17 @@ class FaceMeshDetector:
                     for found in decode(regression, logits, letterbox, MIN_SCORE):
                         crop = Crop.around(found.box + np.tile(corner, 2), found.eyes + corner)
                         regions.append(Region(0, crop, found.score))
-            [faces] = self.settle([frame], regions)
+            [faces] = self.refine([frame], regions)
             large = [face for face in faces if face.box[3] - face.box[1] >= LEAST_FACE]
             if large:
                 return large
         return []
 
-    def settle(self, frames: Sequence[np.ndarray], regions: Sequence[Region]) -> list[list[Landmarks]]:
+    def refine(self, frames: Sequence[np.ndarray], regions: Sequence[Region]) -> list[list[Landmarks]]:
         """Return the distinct faces of each frame that are found in or near the regions, highest score first.
 
         The points depend a little on the crop that they are found in. So each face is located again in the crop
-        around its points, until that differs from the one before by at most SETTLED, or MAX_PASSES times. A
+        around its points, until that differs from the one before by at most CONVERGED, or MAX_PASSES times. A
         region that shows no face at any of these gives none.
         """
         found: dict[int, Landmarks] = {}
@@ -143,7 +143,7 @@ class FaceMeshDetector:
                     continue
                 found[number] = face
                 crop = Crop.around_points(face)
-                if crop.distance(region.crop) > SETTLED:
+                if crop.distance(region.crop) > CONVERGED:
                     moving.append((number, replace(region, crop=crop)))
         faces: list[list[Landmarks]] = [[] for _ in frames]
         for frame, face in _remove_duplicates([(regions[n].frame, face) for n, face in found.items()]):

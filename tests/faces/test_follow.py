@@ -12,7 +12,7 @@ from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.follow import SEARCH_EVERY, SPAN, FaceFollower, FacesOf
 from latentsync_memsafe.latentsync.faces.landmarks import Crop
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator, guarded_detection
-from latentsync_memsafe.latentsync.faces.mediapipe import MAX_PASSES, SETTLED, FaceMeshDetector, Region
+from latentsync_memsafe.latentsync.faces.mediapipe import MAX_PASSES, CONVERGED, FaceMeshDetector, Region
 from latentsync_memsafe.memsafe import Runtime
 
 from support.face_networks import Invented, patches
@@ -164,15 +164,15 @@ def test_points_are_within_the_bound_of_their_limit(gain: float, shift: float) -
     box = np.array([*(truth - 20), *(truth + 20)]) + np.array([shift, 0, shift, 0])
     start = Crop.around(box, np.array([[0.0, 0], [1, 0]]))
     detector = FaceMeshDetector(landmark, landmark)
-    ((face,),) = detector.settle([frame], [Region(0, start, 0.9)])
+    ((face,),) = detector.refine([frame], [Region(0, start, 0.9)])
     passes = detector.calls.landmark
     error = np.hypot(*((face.points[:, :2] + 0.5 - truth - square).mean(0)))
     moved = [shift * gain ** (k - 1) * (1 - gain) for k in range(1, MAX_PASSES)]  # of the region, by pass
-    expected = next((k for k, distance in enumerate(moved, 1) if distance <= SETTLED * width), MAX_PASSES)
+    expected = next((k for k, distance in enumerate(moved, 1) if distance <= CONVERGED * width), MAX_PASSES)
     assert passes == expected
     assert error == pytest.approx(shift * gain**passes, abs=0.05)
     if passes < MAX_PASSES:
-        assert error <= gain / (1 - gain) * SETTLED * width + 0.05
+        assert error <= gain / (1 - gain) * CONVERGED * width + 0.05
 
 
 def test_distance_of_crops_by_hand() -> None:
