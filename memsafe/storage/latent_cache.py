@@ -316,11 +316,15 @@ class _LatentFile:
             self._database = database = sqlite3.connect(
                 self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
             )
-            with database:
-                database.execute("BEGIN IMMEDIATE")  # no other process creates the table meanwhile
-                created = database.execute("PRAGMA user_version").fetchone() == (FORMAT,)
-                for statement in () if created else _SCHEMA:
-                    database.execute(statement)
+            version = "PRAGMA user_version"
+            if database.execute(version).fetchone() != (FORMAT,):
+                with database:
+                    database.execute("BEGIN IMMEDIATE")
+                    created = database.execute(version).fetchone() == (
+                        FORMAT,
+                    )  # by another process meanwhile
+                    for statement in () if created else _SCHEMA:
+                        database.execute(statement)
         except (OSError, sqlite3.Error) as error:
             self._disable(error)
         return self._database

@@ -12,7 +12,7 @@ from latentsync_memsafe.latentsync.faces.align import Template
 from latentsync_memsafe.latentsync.faces.follow import SEARCH_EVERY, SPAN, FaceFollower, FacesOf
 from latentsync_memsafe.latentsync.faces.landmarks import Crop
 from latentsync_memsafe.latentsync.faces.locate import FaceLocator, guarded_detection
-from latentsync_memsafe.latentsync.faces.mediapipe import MAX_PASSES, CONVERGED, FaceMeshDetector, Region
+from latentsync_memsafe.latentsync.faces.mediapipe import CONVERGED, MAX_PASSES, FaceMeshDetector, Region
 from latentsync_memsafe.memsafe import Runtime
 
 from support.face_networks import Invented, patches
